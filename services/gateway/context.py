@@ -1,0 +1,98 @@
+"""What lives as long as the gateway."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
+
+from aiokafka.errors import KafkaError
+
+from services.gateway.config import GatewaySettings
+from services.gateway.hub import RESYNC_INTERVAL, Hub
+from services.gateway.stages import LOOK_INTERVAL, StageWatch
+from services.gateway.tasks import Tasks
+from services.gateway.uploads import Uploads
+from shared.blobs import BlobStore
+from shared.broker import Broker, subscribe
+from shared.database.pool import Pool, open_pool
+from shared.embedding import Embedder, create_embedder, embedding_dimension, model_name
+from shared.errors import DependencyUnavailableError
+from shared.kafka import Publisher
+from shared.periodic import periodically
+from shared.topics import TASK_UPDATES
+from shared.vectors import VectorStore, create_vector_store
+
+RECONNECT_PAUSE = timedelta(seconds=1)
+"""Between two attempts to reach a broker that is away; uploads are accepted meanwhile."""
+
+UPDATES_BATCH = 1000
+"""Updates of one batch; of several of one task only the last is looked at."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The gateway's connections and what works on them."""
+
+    settings: GatewaySettings
+    pool: Pool
+    blobs: BlobStore
+    tasks: Tasks
+    uploads: Uploads
+    hub: Hub
+    watch: StageWatch
+    embedder: Embedder
+    vectors: VectorStore
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: GatewaySettings) -> AsyncIterator[Self]:
+        """Open everything, and close it at the end. Neither Kafka nor PostgreSQL need be there yet."""
+        pool, blobs, publisher = await open_pool(settings), BlobStore(settings), Publisher(settings)
+        embedder = create_embedder(settings)
+        vectors = await create_vector_store(settings, model_name(settings), embedding_dimension(settings))
+        tasks, watch = Tasks(pool), StageWatch(settings)
+        hub = Hub(tasks)
+        uploads = Uploads(blobs, tasks, publisher, max_bytes=settings.max_upload_bytes)
+        try:
+            async with (
+                _connection(settings, publisher, hub),
+                periodically(RESYNC_INTERVAL, hub.resync),
+                periodically(LOOK_INTERVAL, watch.observe),
+            ):
+                yield cls(settings, pool, blobs, tasks, uploads, hub, watch, embedder, vectors)
+        finally:
+            await uploads.aclose()
+            await publisher.aclose()
+            await watch.aclose()
+            await vectors.aclose()
+            await embedder.aclose()
+            await pool.close()
+
+
+@asynccontextmanager
+async def _connection(settings: GatewaySettings, publisher: Publisher, hub: Hub) -> AsyncIterator[None]:
+    """Connect to Kafka in the background, however long that takes, and listen to the updates from then on."""
+    broker = Broker(settings)
+    subscribe(broker, TASK_UPDATES, hub, max_records=UPDATES_BATCH)
+    connecting = asyncio.create_task(_connect(publisher, broker, hub))
+    try:
+        yield
+    finally:
+        connecting.cancel()
+        with suppress(asyncio.CancelledError):
+            await connecting
+        await broker.stop()
+
+
+async def _connect(publisher: Publisher, broker: Broker, hub: Hub) -> None:
+    while True:
+        try:
+            await publisher.start()
+            await broker.start()
+            await hub.resync()
+        except (DependencyUnavailableError, KafkaError):
+            await asyncio.sleep(RECONNECT_PAUSE.total_seconds())
+        else:
+            return

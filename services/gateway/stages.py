@@ -1,0 +1,141 @@
+"""Looks at the consumer groups of all stages: how many members, how much work waits, whether it moves."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from shared.clock import Clock, now
+from shared.errors import DependencyUnavailableError
+from shared.kafka import client_options
+from shared.settings import KafkaSettings
+from shared.topics import TOPICS, Topic
+
+FRESH = timedelta(seconds=1)
+"""An observation of this age is used again, so that a busy dashboard does not become a load on the broker."""
+
+LOOK_INTERVAL = timedelta(seconds=10)
+"""How often the groups are looked at without being asked, to know since when one stands still."""
+
+LOOK_TIMEOUT = timedelta(seconds=5)
+"""The longest that a look may take; then the broker counts as away."""
+
+STUCK_AFTER = timedelta(minutes=6)
+"""Work that waits while nothing is committed for this long is stuck; a single unit may take 5 minutes."""
+
+GROUPS = tuple((topic, topic.group) for topic in TOPICS if topic.group)
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """One consumer group: its members, the records that wait for it, what it has committed and since when."""
+
+    members: int
+    waiting: int
+    committed: int
+    moved_at: datetime
+
+
+@dataclass(frozen=True)
+class StageState:
+    """All groups of one stage together.
+
+    Attributes
+    ----------
+    members
+        Of the group that has fewest.
+    waiting
+        Records, in all groups.
+    stuck
+        Whether work waits in a group that has not moved for `STUCK_AFTER`.
+    """
+
+    members: int
+    waiting: int
+    stuck: bool
+
+
+class StageWatch:
+    """Observes the stages' consumer groups."""
+
+    def __init__(self, settings: KafkaSettings, clock: Clock = now) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._groups: dict[str, GroupState] = {}
+        self._observed_at: datetime | None = None
+        self._lock = asyncio.Lock()
+        self._clients: tuple[AIOKafkaAdminClient, AIOKafkaConsumer] | None = None
+
+    async def observe(self) -> Mapping[str, StageState]:
+        """Return the state of every stage, as of a second ago at most.
+
+        Raises
+        ------
+        DependencyUnavailableError
+            The broker does not answer.
+        """
+        async with self._lock:
+            at = self._clock()
+            if self._observed_at is None or at - self._observed_at >= FRESH:
+                await self._look(at)
+        return {stage: self._stage(stage) for stage in dict.fromkeys(topic.stage for topic, _ in GROUPS)}
+
+    def _stage(self, stage: str) -> StageState:
+        groups = [self._groups[topic.name] for topic, _ in GROUPS if topic.stage == stage]
+        still = self._clock() - STUCK_AFTER
+        return StageState(
+            members=min(group.members for group in groups),
+            waiting=sum(group.waiting for group in groups),
+            stuck=any(group.waiting and group.moved_at < still for group in groups),
+        )
+
+    async def _look(self, at: datetime) -> None:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
+                admin, consumer = await self._connected()
+                for topic, group in GROUPS:
+                    self._groups[topic.name] = await self._group(admin, consumer, topic, group, at)
+        except (KafkaError, TimeoutError, OSError) as error:
+            await self.aclose()
+            raise DependencyUnavailableError(f"the Kafka broker does not answer: {error!r}") from error
+        self._observed_at = at
+
+    async def _group(
+        self, admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, topic: Topic, group: str, at: datetime
+    ) -> GroupState:
+        partitions = [TopicPartition(topic.name, number) for number in consumer.partitions_for_topic(topic.name) or ()]
+        ends = await consumer.end_offsets(partitions)
+        begins = await consumer.beginning_offsets(partitions)
+        offsets = await admin.list_consumer_group_offsets(group)
+        positions = {tp: offsets[tp].offset if tp in offsets else begins[tp] for tp in partitions}
+        answers: list[Any] = await admin.describe_consumer_groups([group])
+        committed = sum(positions.values())
+        known = self._groups.get(topic.name)
+        _error, _id, _state, _protocol_type, _protocol, members, *_ = answers[0].groups[0]
+        return GroupState(
+            members=len(members),
+            waiting=sum(max(ends[tp] - positions[tp], 0) for tp in partitions),
+            committed=committed,
+            moved_at=known.moved_at if known and known.committed == committed else at,
+        )
+
+    async def _connected(self) -> tuple[AIOKafkaAdminClient, AIOKafkaConsumer]:
+        if self._clients is None:
+            admin = AIOKafkaAdminClient(**client_options(self._settings))
+            consumer = AIOKafkaConsumer(*(topic.name for topic, _ in GROUPS), **client_options(self._settings))
+            self._clients = admin, consumer
+            await admin.start()
+            await consumer.start()
+        return self._clients
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        if self._clients is not None:
+            (admin, consumer), self._clients = self._clients, None
+            await consumer.stop()
+            await admin.close()

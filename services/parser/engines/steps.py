@@ -1,0 +1,208 @@
+"""The two steps of parsing, as pure functions of a local file. They run in a child process (see `workers.py`).
+
+With `engine=auto` pypdf gives a second opinion: on a whole document that pdfium cannot open, and on single pages
+that pdfium cannot read or finds no text on.
+"""
+
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+from services.parser.chunking import TextChunk, chunks_of
+from services.parser.engines import base
+from services.parser.engines.options import EngineName, ParserOptions
+from services.parser.engines.pdfium import PdfiumDocument
+from services.parser.engines.pypdf import PypdfDocument
+from services.parser.text import normalise
+from shared.errors import PermanentError
+
+SECOND_OPINION_BUDGET = timedelta(seconds=45)
+"""Processor time that pypdf may take for the pages of one shard on which pdfium found no text. Enough for a shard
+of scans (1 s); a shard of maps with millions of strokes must not run into the hard limit of 300 s for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a document is made of.
+
+    Attributes
+    ----------
+    pages
+        Number of pages, at least 1.
+    engine
+        The engine that could open it, and is to extract it: `pdfium` or `pypdf`.
+    metadata
+        Title, Author and the like, as far as there are any.
+    """
+
+    pages: int
+    engine: str
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """The text of a range of pages.
+
+    Attributes
+    ----------
+    chunks
+        The text, in the order of the pages.
+    pages
+        Pages in the range.
+    pages_without_text
+        Those of them that gave no text: scans, blank pages, and pages that no engine can read.
+    characters
+        Length of the pages' normalised text.
+    engine
+        The engine that was asked first.
+    """
+
+    chunks: list[TextChunk]
+    pages: int
+    pages_without_text: int
+    characters: int
+    engine: str
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Text by page, which of these pages draw nothing, and why others could not be read."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    blank: set[int] = field(default_factory=set)
+    failures: dict[int, PermanentError] = field(default_factory=dict)
+
+
+class _BudgetSpentError(BaseException):
+    """Not an `Exception`: the libraries catch these broadly."""
+
+
+def plan(path: Path, options: ParserOptions) -> Plan:
+    """Find out how many pages a file has, and with which engine.
+
+    Raises
+    ------
+    NotAPdfError, CorruptPdfError, EncryptedPdfError, EmptyPdfError, PdfLimitError
+        No engine can open it; of several reasons the more telling one.
+    """
+    base.check_header(path)
+    failures: list[PermanentError] = []
+    for engine in options.engines:
+        try:
+            with _open(engine, path) as document:
+                return Plan(document.pages, engine, document.metadata())
+        except PermanentError as error:
+            failures.append(error)
+    raise base.most_telling(failures)
+
+
+def extract(path: Path, first_page: int, last_page: int, engine: str, options: ParserOptions) -> Extraction:
+    """Extract and chunk the text of a range of pages, both ends included.
+
+    Parameters
+    ----------
+    engine
+        The engine of the document's plan; options that name one engine overrule it.
+
+    Raises
+    ------
+    CorruptPdfError, EncryptedPdfError, EmptyPdfError, PdfLimitError
+        Not one page of the range can be read.
+    """
+    if not 1 <= first_page <= last_page:
+        raise ValueError(f"a range of pages goes up from 1 or more, not from {first_page} to {last_page}")
+    numbers = range(first_page, last_page + 1)
+    first_engine = _engine_name(engine) if options.engine == "auto" else options.engine
+    reading = _read(first_engine, path, numbers)
+    if first_engine == "pdfium" and options.engine == "auto":
+        _ask_pypdf(reading, path, numbers)
+    if len(reading.failures) == len(numbers):
+        raise base.most_telling(reading.failures.values())
+    pages = [(number, text) for number in numbers if (text := reading.texts.get(number))]
+    return Extraction(
+        chunks=chunks_of(pages, options.chunk_size, options.chunk_overlap),
+        pages=len(numbers),
+        pages_without_text=len(numbers) - len(pages),
+        characters=sum(len(text) for _, text in pages),
+        engine=first_engine,
+    )
+
+
+def _engine_name(name: str) -> EngineName:
+    if name == "pdfium":
+        return "pdfium"
+    if name == "pypdf":
+        return "pypdf"
+    raise ValueError(f"unknown PDF engine {name!r}; it is pdfium or pypdf")
+
+
+def _open(engine: EngineName, path: Path) -> base.Document:
+    return PdfiumDocument(path) if engine == "pdfium" else PypdfDocument(path)
+
+
+def _read(engine: EngineName, path: Path, numbers: Iterable[int], into: _Reading | None = None) -> _Reading:
+    """Read pages; a document that cannot be opened fails on each of them."""
+    reading = into or _Reading()
+    try:
+        with _open(engine, path) as document:
+            for number in numbers:
+                _read_page(document, number, reading)
+    except PermanentError as error:
+        reading.failures.update(dict.fromkeys(numbers, error))
+    return reading
+
+
+def _read_page(document: base.Document, number: int, reading: _Reading) -> None:
+    try:
+        raw = document.text(number)
+    except PermanentError as error:
+        reading.failures[number] = error
+        return
+    text = normalise(raw or "")
+    reading.texts[number] = text if text.strip() else ""
+    if raw is None:
+        reading.blank.add(number)
+
+
+def _ask_pypdf(reading: _Reading, path: Path, numbers: Iterable[int]) -> None:
+    """Ask for a second opinion on the pages without text, and take it where there is more to it.
+
+    Blank pages among others with text are what they seem; asking would cost pypdf a walk over the whole page tree.
+    """
+    silent = [number for number in numbers if not reading.texts.get(number)]
+    if reading.blank.issuperset(silent) and any(reading.texts.values()):
+        return
+    second = _Reading()
+    try:
+        with _processor_time(SECOND_OPINION_BUDGET):
+            _read("pypdf", path, silent, into=second)
+    except _BudgetSpentError:
+        pass  # what was read until then counts; for the other pages pdfium's word stands
+    for number in silent:
+        first_failure, second_failure = reading.failures.get(number), second.failures.get(number)
+        if number in second.texts:
+            reading.texts[number] = second.texts[number]
+            reading.failures.pop(number, None)
+        elif first_failure and second_failure:
+            reading.failures[number] = base.most_telling([first_failure, second_failure])
+
+
+@contextmanager
+def _processor_time(budget: timedelta) -> Iterator[None]:
+    """Interrupt the Python code of the body once it has used its processor time. Main thread only."""
+
+    def spent(_signal: int, _frame: FrameType | None) -> None:
+        raise _BudgetSpentError
+
+    before = signal.signal(signal.SIGVTALRM, spent)
+    signal.setitimer(signal.ITIMER_VIRTUAL, budget.total_seconds())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -1,0 +1,19 @@
+"""The parser: PDFs in, chunks of text out.
+
+In: `documents.submitted` and `pages.requested`. Out: `pages.requested`, `chunks.extracted`, `task.events`.
+"""
+
+from functools import partial
+
+from faststream.asgi import AsgiFastStream
+
+from services.parser import handlers
+from services.parser.config import ParserSettings
+from services.parser.context import Context
+from shared.worker import create_worker
+
+
+def create_app(settings: ParserSettings | None = None) -> AsgiFastStream:
+    """Build the parser, configured from the environment unless `settings` are given."""
+    settings = settings or ParserSettings()
+    return create_worker("parser", settings, partial(Context.open, settings), handlers.register)

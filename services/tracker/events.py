@@ -1,0 +1,61 @@
+"""Consumes task events: folds each batch, then tells the watchers and the indexer."""
+
+from collections.abc import Iterator
+
+import structlog
+from pydantic import ValidationError
+
+from services.tracker.store import Folded, TaskStore
+from shared.broker import Record
+from shared.clock import Clock, now
+from shared.errors import UndecodableRecordError
+from shared.events import TASK_EVENT, DocumentCompleted, TaskEvent
+from shared.kafka import Outgoing, Publisher
+from shared.retry import route
+from shared.tasks import update_of
+from shared.topics import DOCUMENTS_COMPLETED, TASK_EVENTS, TASK_UPDATES
+
+logger = structlog.stdlib.get_logger()
+
+
+class EventFolder:
+    """Works through batches of `task.events`.
+
+    Other than a stage's records, events are folded together, in one transaction, and are never sent to a retry
+    topic: while the database is away the batch simply comes again, for without it no task can move anyway.
+    """
+
+    def __init__(self, store: TaskStore, publisher: Publisher, clock: Clock = now) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._clock = clock
+
+    async def __call__(self, records: tuple[Record, ...]) -> None:
+        """Fold a batch, and publish what follows before its offsets are committed."""
+        dead: list[Outgoing] = []
+        events: list[TaskEvent] = []
+        for record in records:
+            try:
+                events.append(TASK_EVENT.validate_json(record.value or b""))
+            except ValidationError as error:
+                dead.append(self._dead_letter(record, error))
+        folded = await self._store.fold(events)
+        await self._publisher.publish([*dead, *_consequences(folded)])
+        for task in folded.ended:
+            logger.info("task over", task_id=str(task.task_id), status=task.status, error_code=task.error_code)
+
+    def _dead_letter(self, record: Record, error: ValidationError) -> Outgoing:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = UndecodableRecordError(f"no task event: {first['msg']}")
+        logger.warning("event dead-lettered", partition=record.partition, offset=record.offset, error=str(reason))
+        return route(record, reason, topic=TASK_EVENTS, now=self._clock()).record
+
+
+def _consequences(folded: Folded) -> Iterator[Outgoing]:
+    for task in folded.tasks:
+        yield Outgoing.of(TASK_UPDATES.name, str(task.task_id), update_of(task))
+    for task in folded.superseding:
+        completed = DocumentCompleted(
+            task_id=task.task_id, document_id=task.document_id, submitted_at=task.created_at, owner=task.owner
+        )
+        yield Outgoing.of(DOCUMENTS_COMPLETED.name, str(task.document_id), completed)

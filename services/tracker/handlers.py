@@ -1,0 +1,15 @@
+"""What flows into the tracker."""
+
+from services.tracker.context import Context
+from services.tracker.events import EventFolder
+from shared.broker import Broker, Membership, subscribe
+from shared.topics import TASK_EVENTS
+
+BATCH = 500
+"""Events of one transaction: large enough to share its commit, small enough to keep updates prompt."""
+
+
+def register(broker: Broker, context: Context) -> list[Membership]:
+    """Subscribe to the events of all stages."""
+    folder = EventFolder(context.store, context.publisher)
+    return [subscribe(broker, TASK_EVENTS, folder, max_records=BATCH)]

@@ -1,0 +1,20 @@
+"""The tracker: the one authority on task state.
+
+In: `task.events` of all stages. Out: the tables `tasks` and `task_units`, `task.updates` for every gateway,
+`documents.completed` for the indexer, and `documents.submitted` for uploads that their gateway could not publish.
+"""
+
+from functools import partial
+
+from faststream.asgi import AsgiFastStream
+
+from services.tracker import handlers
+from services.tracker.config import TrackerSettings
+from services.tracker.context import Context
+from shared.worker import create_worker
+
+
+def create_app(settings: TrackerSettings | None = None) -> AsgiFastStream:
+    """Build the tracker, configured from the environment unless `settings` are given."""
+    settings = settings or TrackerSettings()
+    return create_worker("tracker", settings, partial(Context.open, settings), handlers.register)

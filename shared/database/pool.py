@@ -1,0 +1,76 @@
+"""The connection pool, and what a failing database means to a caller."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import asyncpg
+
+from shared.errors import DependencyUnavailableError
+from shared.settings import DatabaseSettings
+
+COMMAND_TIMEOUT = timedelta(seconds=30)
+"""The longest any statement may take: far above what ours need, far below a unit's soft deadline."""
+
+ACQUIRE_TIMEOUT = timedelta(seconds=5)
+"""The longest wait for a free connection; an HTTP client should hear of an overload rather than hang."""
+
+UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""What asyncpg raises when the server is away, starting, stopping or full."""
+
+Pool = asyncpg.Pool
+Connection = asyncpg.pool.PoolConnectionProxy
+
+
+async def open_pool(settings: DatabaseSettings) -> Pool:
+    """Open a pool that connects on first use, so that a service also starts while the database is away."""
+    return await asyncpg.create_pool(
+        settings.database_url.get_secret_value(),
+        min_size=0,
+        max_size=settings.database_pool_size,
+        command_timeout=COMMAND_TIMEOUT.total_seconds(),
+        init=_prepare,
+    )
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+@asynccontextmanager
+async def acquire(pool: Pool) -> AsyncIterator[Connection]:
+    """Lend a connection.
+
+    Raises
+    ------
+    DependencyUnavailableError
+        The database is away or has no connection to spare.
+    """
+    try:
+        async with pool.acquire(timeout=ACQUIRE_TIMEOUT.total_seconds()) as connection:
+            yield connection
+    except UNAVAILABLE as error:
+        raise DependencyUnavailableError(
+            f"the database does not answer: {str(error) or type(error).__name__}"
+        ) from error
+
+
+async def ping(pool: Pool) -> bool:
+    """Tell whether the database answers now."""
+    try:
+        async with acquire(pool) as connection:
+            await connection.execute("SELECT 1")
+    except DependencyUnavailableError:
+        return False
+    return True

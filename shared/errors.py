@@ -1,0 +1,116 @@
+"""What can go wrong, and what follows from it.
+
+The class of an error carries the policy. `TransientError`, and anything unknown, is worth another try later;
+`PermanentError` is not, however often it is tried. Every class has a stable `code`, which the API, the dead
+letters and the metrics show; messages are for people and may change.
+"""
+
+from datetime import timedelta
+from typing import ClassVar
+
+
+class PaperlaneError(Exception):
+    """Base of the errors that this project raises on purpose."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class TransientError(PaperlaneError):
+    """Trying again later may help.
+
+    Parameters
+    ----------
+    message
+        What happened, for people.
+    retry_after
+        The earliest time from now at which a provider wants to be asked again, where it said so.
+    """
+
+    code = "temporarily_unavailable"
+
+    def __init__(self, message: str, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DependencyUnavailableError(TransientError):
+    """A server that this service needs does not answer."""
+
+    code = "dependency_unavailable"
+
+
+class RateLimitedError(TransientError):
+    """A provider asked for fewer requests."""
+
+    code = "rate_limited"
+
+
+class DeadlineExceededError(TransientError):
+    """A unit of work took longer than it may."""
+
+    code = "deadline_exceeded"
+
+
+class WorkerLostError(TransientError):
+    """A child process died for a reason that does not lie in the document."""
+
+    code = "worker_lost"
+
+
+class PermanentError(PaperlaneError):
+    """Trying again cannot help."""
+
+    code = "permanent_failure"
+
+
+class NotAPdfError(PermanentError):
+    """The content is no PDF, whatever its name says."""
+
+    code = "not_a_pdf"
+
+
+class CorruptPdfError(PermanentError):
+    """A PDF that no engine can open or read."""
+
+    code = "pdf_corrupt"
+
+
+class EncryptedPdfError(PermanentError):
+    """A PDF that opens only with a password."""
+
+    code = "pdf_encrypted"
+
+
+class EmptyPdfError(PermanentError):
+    """A PDF without a single page."""
+
+    code = "pdf_without_pages"
+
+
+class PdfLimitError(PermanentError):
+    """A PDF that needs more memory or time than a document may take, such as a decompression bomb."""
+
+    code = "pdf_limit_exceeded"
+
+
+class EmbeddingRejectedError(PermanentError):
+    """The provider refuses the request itself: a bad key, an unknown model, an invalid input."""
+
+    code = "embedding_rejected"
+
+
+class EmbeddingMismatchError(PermanentError):
+    """The provider answered with another count or dimension than was asked for."""
+
+    code = "embedding_mismatch"
+
+
+class UndecodableRecordError(PermanentError):
+    """A Kafka record that is not an event of a known schema version."""
+
+    code = "record_undecodable"
+
+
+def error_code(error: BaseException) -> str:
+    """Return the stable code of any error; one that is not ours is an `internal_error`."""
+    return error.code if isinstance(error, PaperlaneError) else PaperlaneError.code

@@ -1,0 +1,249 @@
+"""The events on the wire: one class per event, in the past tense, JSON in Kafka.
+
+Pages are numbered from 1 and ranges include both ends. Shards and parts are numbered from 0: a document is cut
+into shards of pages, the text of a shard into parts of chunks. A part is what travels from stage to stage,
+sized to stay well below the broker's record limit.
+"""
+
+import base64
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID, uuid5
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+PAGE_WEIGHT = 1000
+"""Weight of one page in a task's progress; a part weighs its share of its shard's pages, in thousandths of a page."""
+
+_DOCUMENTS = UUID("6f0b3d7e-6d55-4f0e-9f53-1a3c1c8a5b11")
+
+
+class Stage(StrEnum):
+    """The stages that a task passes, in order."""
+
+    PARSE = "parse"
+    EMBED = "embed"
+    INDEX = "index"
+
+
+class Event(BaseModel):
+    """Base of all events. Unknown fields are ignored, so that old consumers read newer producers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[1] = 1
+    task_id: UUID
+
+
+class DocumentEvent(Event):
+    """An event about the content of one document.
+
+    Attributes
+    ----------
+    document_id
+        Identity of the content for its owner: the same bytes uploaded twice are the same document.
+    submitted_at
+        When the task was accepted; of two tasks for one document, the later one is its newer version.
+    """
+
+    document_id: UUID
+    owner: str
+    filename: str
+    submitted_at: datetime
+
+
+class DocumentSubmitted(DocumentEvent):
+    """A PDF lies in the blob store, ready to be parsed."""
+
+    blob_url: str
+    size: int = Field(ge=0, description="bytes")
+    sha256: str
+
+
+class PagesRequested(DocumentEvent):
+    """A shard of a planned document is to be extracted."""
+
+    blob_url: str
+    engine: str
+    shard: int = Field(ge=0)
+    first_page: int = Field(ge=1)
+    last_page: int = Field(ge=1)
+
+
+class Chunk(BaseModel):
+    """A piece of text small enough to embed, with the pages it stands on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n: int = Field(ge=0, description="number within its part")
+    text: str
+    first_page: int = Field(ge=1)
+    last_page: int = Field(ge=1)
+
+
+class PartEvent(DocumentEvent):
+    """An event that carries one part of a shard.
+
+    Attributes
+    ----------
+    weight
+        The part's share of its shard's pages, in thousandths of a page (see `PAGE_WEIGHT`).
+    """
+
+    shard: int = Field(ge=0)
+    part: int = Field(ge=0)
+    weight: int = Field(ge=0)
+    chunks: tuple[Chunk, ...]
+
+
+class ChunksExtracted(PartEvent):
+    """A part's text is ready to be embedded."""
+
+
+class ChunksEmbedded(PartEvent):
+    """A part's vectors are ready to be indexed.
+
+    Attributes
+    ----------
+    vectors
+        All vectors of the part, chunk by chunk, as base64 of little-endian float32 (len(chunks) x dimension).
+    """
+
+    model: str
+    dimension: int = Field(ge=1)
+    vectors: str
+
+    @classmethod
+    def of(cls, source: ChunksExtracted, *, model: str, vectors: NDArray[np.float32]) -> Self:
+        """Join a part with its vectors, shape (len(chunks), dimension)."""
+        packed = base64.b64encode(np.ascontiguousarray(vectors, dtype="<f4").tobytes()).decode()
+        fields = {name: getattr(source, name) for name in ChunksExtracted.model_fields}
+        return cls(**fields, model=model, dimension=vectors.shape[1], vectors=packed)
+
+    def matrix(self) -> NDArray[np.float32]:
+        """Return the vectors, shape (len(chunks), dimension)."""
+        flat = np.frombuffer(base64.b64decode(self.vectors), dtype="<f4")
+        return flat.reshape(len(self.chunks), self.dimension)
+
+
+class DocumentCompleted(Event):
+    """A newer version of a document is complete, so the chunks of its older ones may go."""
+
+    document_id: UUID
+    owner: str
+    submitted_at: datetime
+
+
+class Timed(Event):
+    """A unit of work that a stage finished."""
+
+    started_at: datetime
+    finished_at: datetime
+
+
+class DocumentPlanned(Timed):
+    """The parser knows what the document is made of."""
+
+    kind: Literal["document_planned"] = "document_planned"
+    pages: int = Field(ge=1)
+    shards: int = Field(ge=1)
+    engine: str
+    metadata: dict[str, str]
+
+
+class ShardExtracted(Timed):
+    """The text of a shard has left the parser, in `parts` parts (none if its pages have no text)."""
+
+    kind: Literal["shard_extracted"] = "shard_extracted"
+    shard: int = Field(ge=0)
+    pages: int = Field(ge=1)
+    pages_without_text: int = Field(ge=0)
+    characters: int = Field(ge=0)
+    chunks: int = Field(ge=0)
+    parts: int = Field(ge=0)
+
+
+class PartEmbedded(Timed):
+    """A part has its vectors."""
+
+    kind: Literal["part_embedded"] = "part_embedded"
+    shard: int = Field(ge=0)
+    part: int = Field(ge=0)
+    weight: int = Field(ge=0)
+    tokens: int = Field(ge=0, description="tokens billed by the provider, 0 where it does not count")
+    model: str
+    dimension: int = Field(ge=1)
+
+
+class PartIndexed(Timed):
+    """A part can be searched."""
+
+    kind: Literal["part_indexed"] = "part_indexed"
+    shard: int = Field(ge=0)
+    part: int = Field(ge=0)
+    weight: int = Field(ge=0)
+
+
+class UnitFailed(Event):
+    """A unit of work has ended for good without success.
+
+    Attributes
+    ----------
+    shard, part
+        Which unit; both 0 where the document failed before it was planned.
+    """
+
+    kind: Literal["unit_failed"] = "unit_failed"
+    stage: Stage
+    shard: int = Field(ge=0)
+    part: int = Field(ge=0)
+    code: str
+    message: str
+    failed_at: datetime
+
+
+TaskEvent = Annotated[
+    DocumentPlanned | ShardExtracted | PartEmbedded | PartIndexed | UnitFailed,
+    Field(discriminator="kind"),
+]
+TASK_EVENT: TypeAdapter[TaskEvent] = TypeAdapter(TaskEvent)
+"""Decodes what travels on `task.events`."""
+
+
+class TaskUpdated(Event):
+    """A task's new state, whole, for whoever watches it.
+
+    Attributes
+    ----------
+    version
+        Grows with every change of the task.
+    stages
+        By stage: started, finished, done, total.
+    """
+
+    version: int = Field(ge=1)
+    status: str
+    progress: int = Field(ge=0, le=100)
+    message: str
+    stages: dict[str, dict[str, Any]]
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+def document_id(owner: str, sha256: str) -> UUID:
+    """Return the identity of a document: the same content of the same owner is the same document."""
+    return uuid5(_DOCUMENTS, f"{owner}/{sha256}")
+
+
+def chunk_id(document: UUID, model: str, shard: int, part: int, n: int) -> UUID:
+    """Return the identity of a chunk, so that indexing it twice leaves it there once."""
+    return uuid5(document, f"{model}/{shard}/{part}/{n}")
+
+
+def part_weight(pages: int, parts: int, part: int) -> int:
+    """Return a part's share of its shard's pages; the shares of all parts sum up exactly to the shard."""
+    whole = pages * PAGE_WEIGHT
+    return whole * (part + 1) // parts - whole * part // parts

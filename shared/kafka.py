@@ -1,0 +1,111 @@
+"""How every process reaches Kafka: client options, and the publisher."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from pydantic import BaseModel
+
+from shared.errors import DependencyUnavailableError
+from shared.settings import KafkaSettings
+
+CONNECT_PATIENCE = timedelta(seconds=60)
+"""How long a starting service waits for Kafka before it gives up and lets its supervisor start it anew."""
+
+CONNECT_PAUSE = timedelta(seconds=0.5)
+"""Between two attempts to connect: short, because starting everything at once is the usual case."""
+
+PING_TIMEOUT = timedelta(seconds=2)
+"""A broker that does not answer within it counts as away; stays below the timeout of a readiness probe."""
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options that all Kafka clients share."""
+    return {"bootstrap_servers": settings.kafka_bootstrap_servers}
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A record to publish: bytes as they go onto the wire."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+    @classmethod
+    def of(cls, topic: str, key: str, event: BaseModel) -> Self:
+        """Encode an event as JSON."""
+        return cls(topic, key.encode(), event.model_dump_json().encode())
+
+
+class Publisher:
+    """Publishes records and waits until every in-sync replica has them.
+
+    The producer is idempotent: through a broker's absence it neither loses, doubles nor reorders records, and it
+    waits without end, so that whoever must answer sooner sets a deadline of their own.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self, patience: timedelta = CONNECT_PATIENCE) -> None:
+        """Connect, trying again for as long as `patience` lasts.
+
+        Raises
+        ------
+        DependencyUnavailableError
+            No broker answered in that time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience.total_seconds()
+        while self._producer is None:
+            producer = AIOKafkaProducer(**client_options(self._settings), acks="all", enable_idempotence=True)
+            try:
+                await producer.start()
+            except KafkaConnectionError as error:
+                await producer.stop()
+                if loop.time() >= deadline:
+                    servers = self._settings.kafka_bootstrap_servers
+                    raise DependencyUnavailableError(
+                        f"no Kafka broker answers at {servers}: check KAFKA_BOOTSTRAP_SERVERS"
+                    ) from error
+                await asyncio.sleep(CONNECT_PAUSE.total_seconds())
+            else:
+                self._producer = producer
+
+    async def publish(self, records: Iterable[Outgoing]) -> None:
+        """Publish records and return when all of them are acknowledged.
+
+        Raises
+        ------
+        DependencyUnavailableError
+            Not connected yet.
+        KafkaError
+            A record was refused; whether others of this call were written is unknown.
+        """
+        if self._producer is None:
+            raise DependencyUnavailableError("not connected to Kafka yet")
+        acks = [await self._producer.send(r.topic, r.value, key=r.key, headers=list(r.headers)) for r in records]
+        await asyncio.gather(*acks)
+
+    async def ping(self) -> bool:
+        """Tell whether a broker answers now."""
+        if self._producer is None:
+            return False
+        try:
+            await asyncio.wait_for(self._producer.client.fetch_all_metadata(), PING_TIMEOUT.total_seconds())
+        except (KafkaError, TimeoutError):
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Flush what is on its way and disconnect."""
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            await producer.stop()

@@ -1,0 +1,96 @@
+"""Where a record goes whose processing failed: to a retry topic, or to the dead letters.
+
+Pure decisions; publishing is the stage runner's. The key and the original bytes are always kept, so that a replay
+is the same record again.
+"""
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared.broker import Record
+from shared.errors import PermanentError, TransientError, error_code
+from shared.kafka import Outgoing
+from shared.topics import RETRY_DELAYS, Topic
+
+MAX_STACK_CHARACTERS = 8_000
+"""Enough of a traceback to find the line; headers count towards the broker's record limit."""
+
+_OURS = frozenset(
+    {"attempt", "origin-topic", "origin-partition", "origin-offset", "due-at", "error-type", "error-code"}
+    | {"error-message", "error-stack", "failed-at", "consumer-group"}
+)
+
+
+@dataclass(frozen=True)
+class Route:
+    """What happens to a failed record.
+
+    Attributes
+    ----------
+    record
+        What to publish.
+    due_at
+        When it will be tried again; None for a dead letter.
+    attempt
+        The attempt that failed, counted from 1.
+    """
+
+    record: Outgoing
+    due_at: datetime | None
+    attempt: int
+
+
+def attempt_of(record: Record) -> int:
+    """Return which attempt this record is, counted from 1; a header that makes no sense counts as the first."""
+    text = dict(record.headers).get("attempt", b"1")
+    return int(text) if text.isdigit() and int(text) > 0 else 1
+
+
+def route(
+    record: Record,
+    error: BaseException,
+    *,
+    topic: Topic,
+    now: datetime,
+    delays: Sequence[timedelta] = RETRY_DELAYS,
+) -> Route:
+    """Decide where a failed record goes.
+
+    A transient error, or one that nobody foresaw, goes to the next delay's topic while there is one; a provider's
+    own wish to be asked later is honoured. Everything else becomes a dead letter.
+    """
+    attempt = attempt_of(record)
+    headers = _failure_headers(record, error, attempt=attempt, group=topic.group or "", now=now)
+    if isinstance(error, PermanentError) or attempt > len(delays):
+        headers["error-stack"] = "".join(traceback.format_exception(error))[-MAX_STACK_CHARACTERS:]
+        return Route(_copy(record, topic.dead_letters, headers), None, attempt)
+    delay = delays[attempt - 1]
+    wish = error.retry_after if isinstance(error, TransientError) else None
+    due_at = now + max(delay, wish or delay)
+    headers["due-at"] = due_at.isoformat()
+    return Route(_copy(record, topic.retry(delay), headers), due_at, attempt)
+
+
+def _failure_headers(
+    record: Record, error: BaseException, *, attempt: int, group: str, now: datetime
+) -> dict[str, str]:
+    return {
+        "attempt": str(attempt),
+        "origin-topic": record.topic,
+        "origin-partition": str(record.partition),
+        "origin-offset": str(record.offset),
+        "error-type": type(error).__name__,
+        "error-code": error_code(error),
+        "error-message": str(error),
+        "failed-at": now.isoformat(),
+        "consumer-group": group,
+    }
+
+
+def _copy(record: Record, topic: str, headers: dict[str, str]) -> Outgoing:
+    """Copy a record to another topic, foreign headers first and ours renewed."""
+    foreign = [(name, value) for name, value in record.headers if name not in _OURS]
+    ours = [(name, text.encode(errors="replace")) for name, text in headers.items()]
+    return Outgoing(topic, record.key, record.value, [*foreign, *ours])

