@@ -2,6 +2,8 @@
 
 import typer
 
+from cli.demo import demo
+from cli.documents import search, tasks, upload, watch
 from cli.migrate import migrate
 from cli.up import up
 
@@ -10,8 +12,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # they hold passwords
 )
-app.command()(up)
-app.command()(migrate)
+for command in (up, demo, upload, watch, search, tasks, migrate):
+    app.command()(command)
 
 
 if __name__ == "__main__":

@@ -110,13 +110,16 @@ class Display:
         """Show that a component has changed."""
         if self._live is None and not (part.state is State.STARTING and part.detail.startswith("does not")):
             age = f"{time.monotonic() - self._began:.1f} s"
-            self._console.print(f"{age:>7}  {part.name}: {_describe(part)}", highlight=False, markup=False)
+            where = f" on 127.0.0.1:{part.port}" if part.state is State.READY else ""
+            self._console.print(
+                f"{age:>7}  {part.name}: {_describe(part)}{where}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def note(self, text: str) -> None:
         """Show what the stack as a whole does."""
         self._note = text
         if self._live is None:
-            self._console.print(text, highlight=False, markup=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
@@ -127,9 +130,9 @@ class Display:
 
 
 def _describe(part: Component) -> str:
-    words = f"{part.state} on 127.0.0.1:{part.port}" if part.state is State.READY else str(part.state)
+    detail = f" ({part.detail})" if part.detail else ""
     restarts = f", restarts: {part.restarts}" if part.restarts else ""
-    return words + (f" ({part.detail})" if part.detail else "") + restarts
+    return f"{part.state}{detail}{restarts}"
 
 
 async def _serve(options: StackOptions, display: Display) -> int:

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Generic, TypeVar
 
 from shared.errors import PermanentError, TransientError
@@ -33,6 +34,7 @@ class _Submission(Generic[T, R]):
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+            self.future.exception()  # a caller cancelled in this very moment never looks, which is no fault
 
 
 class MicroBatcher(Generic[T, R]):
@@ -114,12 +116,15 @@ class MicroBatcher(Generic[T, R]):
         """Start as many calls as there are items and room for."""
         while len(self._running) < self._max_concurrency and (batch := self._next_batch()):
             # In a context of its own: a call for many must not log under the task of whoever came first.
-            task = asyncio.get_running_loop().create_task(self._call(batch), context=Context())
+            task = asyncio.get_running_loop().create_task(self._attempt(batch), context=Context())
             self._running.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(partial(self._ended, batch))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, batch: list[tuple[_Submission[T, R], int]], task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        if task.cancelled():  # here and not in the task, which may be cancelled before its first step
+            for submission, _ in batch:
+                submission.fail(_closed())
         self._start_calls()
 
     def _next_batch(self) -> list[tuple[_Submission[T, R], int]]:
@@ -136,14 +141,6 @@ class MicroBatcher(Generic[T, R]):
                 batch.append((submission, n))
                 spent += cost
         return batch
-
-    async def _call(self, batch: list[tuple[_Submission[T, R], int]]) -> None:
-        try:
-            await self._attempt(batch)
-        except asyncio.CancelledError:
-            for submission, _ in batch:
-                submission.fail(_closed())
-            raise
 
     async def _attempt(self, batch: list[tuple[_Submission[T, R], int]]) -> None:
         """Process a batch and tell its callers; each caller's items alone, where together they are refused."""

@@ -111,6 +111,16 @@ class UndecodableRecordError(PermanentError):
     code = "record_undecodable"
 
 
+MAX_MESSAGE_CHARACTERS = 2_000
+"""Enough for any message meant for people. A provider may echo a whole request, and a Kafka record has a limit."""
+
+
+def error_message(error: BaseException) -> str:
+    """Return the text of any error so that JSON, Kafka and PostgreSQL take it: bounded, valid UTF-8, without NUL."""
+    text = str(error)[:MAX_MESSAGE_CHARACTERS] or type(error).__name__
+    return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def error_code(error: BaseException) -> str:
     """Return the stable code of any error; one that is not ours is an `internal_error`."""
     return error.code if isinstance(error, PaperlaneError) else PaperlaneError.code

@@ -4,18 +4,24 @@ Pure decisions; publishing is the stage runner's. The key and the original bytes
 is the same record again.
 """
 
+import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shared.broker import Record
-from shared.errors import PermanentError, TransientError, error_code
+from shared.errors import PermanentError, TransientError, error_code, error_message
 from shared.kafka import Outgoing
 from shared.topics import RETRY_DELAYS, Topic
 
 MAX_STACK_CHARACTERS = 8_000
 """Enough of a traceback to find the line; headers count towards the broker's record limit."""
+
+LONGEST_WAIT = timedelta(days=1)
+"""The most that a provider's wish to be asked later counts; stays below `WORK_RETENTION`, which deletes records."""
+
+_ATTEMPT = re.compile(rb"[1-9][0-9]{0,3}")
 
 _OURS = frozenset(
     {"attempt", "origin-topic", "origin-partition", "origin-offset", "due-at", "error-type", "error-code"}
@@ -44,8 +50,8 @@ class Route:
 
 def attempt_of(record: Record) -> int:
     """Return which attempt this record is, counted from 1; a header that makes no sense counts as the first."""
-    text = dict(record.headers).get("attempt", b"1")
-    return int(text) if text.isdigit() and int(text) > 0 else 1
+    text = dict(record.headers).get("attempt") or b""  # Kafka has headers without a value, too
+    return int(text) if _ATTEMPT.fullmatch(text) else 1
 
 
 def route(
@@ -68,7 +74,7 @@ def route(
         return Route(_copy(record, topic.dead_letters, headers), None, attempt)
     delay = delays[attempt - 1]
     wish = error.retry_after if isinstance(error, TransientError) else None
-    due_at = now + max(delay, wish or delay)
+    due_at = now + max(delay, min(wish or delay, LONGEST_WAIT))
     headers["due-at"] = due_at.isoformat()
     return Route(_copy(record, topic.retry(delay), headers), due_at, attempt)
 
@@ -83,7 +89,7 @@ def _failure_headers(
         "origin-offset": str(record.offset),
         "error-type": type(error).__name__,
         "error-code": error_code(error),
-        "error-message": str(error),
+        "error-message": error_message(error),
         "failed-at": now.isoformat(),
         "consumer-group": group,
     }

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from shared import metrics
 from shared.broker import Record
 from shared.clock import Clock, now
-from shared.errors import UndecodableRecordError, error_code
+from shared.errors import UndecodableRecordError, error_code, error_message
 from shared.events import Event, Stage, UnitFailed
 from shared.kafka import Outgoing, Publisher
 from shared.retry import Route, route
@@ -104,7 +104,7 @@ class StageRunner(Generic[E]):
             shard=getattr(event, "shard", 0),
             part=getattr(event, "part", 0),
             code=error_code(error),
-            message=str(error) or type(error).__name__,
+            message=error_message(error),
             failed_at=self._clock(),
         )
         return [decision.record, Outgoing.of(TASK_EVENTS.name, str(task_id), failed)], "dead"

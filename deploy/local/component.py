@@ -102,6 +102,7 @@ class Component:
         self._changed = changed
         self._process: Process | None = None
         self._ready = asyncio.Event()
+        self._gone = asyncio.Event()
         self._supervision: asyncio.Task[None] | None = None
         self._deliberate = False
         self._tail = ""
@@ -167,8 +168,7 @@ class Component:
         if (process := self._process) is not None:
             self._deliberate = True
             process.kill()
-            await process.wait()
-            self._ready.clear()
+            await self._gone.wait()
 
     def kill_for_good(self) -> None:
         """Kill it now, without waiting; a `stop` under way ends by that."""
@@ -181,7 +181,7 @@ class Component:
         """Stop it, and wait for its end."""
         if self._supervision is None:
             return
-        failed = self._supervision.done()
+        failed = self._supervision.done() and not self._supervision.cancelled()
         self._supervision.cancel()
         await asyncio.gather(self._supervision, return_exceptions=True)
         if self._process is not None:
@@ -214,12 +214,13 @@ class Component:
                     f"{_cause(code)}; {self._last_words(program)}"
                 )
             self._become(State.RESTARTING, f"after {_cause(code)}")
-            await asyncio.sleep(min(LONGEST_DELAY, FIRST_DELAY * 2**quick_deaths).total_seconds())
+            await asyncio.sleep(min(LONGEST_DELAY, FIRST_DELAY * 2 ** max(0, quick_deaths - 1)).total_seconds())
             self.restarts += 1
 
     async def _live(self, program: Program) -> int:
         """Run the program once, from its start to its death; return its exit status."""
         self._process = await self._processes.start(program)
+        self._gone.clear()
         self._become(State.STARTING)
         watch = asyncio.create_task(self._watch())
         try:
@@ -247,6 +248,7 @@ class Component:
         if self._process is not None:
             self._processes.ended(self._process)
             self._process = None
+            self._gone.set()
 
     def _become(self, state: State, detail: str = "") -> None:
         if state is State.READY:

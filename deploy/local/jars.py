@@ -1,7 +1,7 @@
 """Apache Kafka's jars from Maven Central, in a folder of the user's cache that all checkouts share.
 
-Run as a module in a process of its own (`python -m deploy.local.jars FOLDER`), which can be killed at any time: the
-folder appears whole or not at all, and of several at once one downloads while the others wait.
+The download runs in a process of its own (`SCRIPT`), which can be killed at any time: the folder appears whole or not
+at all, and of several at once one downloads while the others wait.
 """
 
 import fcntl
@@ -17,6 +17,9 @@ from deploy.local.errors import LocalStackError
 KAFKA_VERSION = "4.4.0"
 COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 """slf4j-simple: with a log4j binding the resolver picks kafka-clients 3.9.1, and the broker dies."""
+
+SCRIPT = f"import sys; from {__name__} import main; sys.exit(main())"
+"""What a Python runs, with the folder as its argument, to download."""
 
 
 def cache_folder() -> Path:
@@ -35,7 +38,7 @@ def download(folder: Path) -> None:
         If a jar cannot be had.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("a") as lock:
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return
@@ -73,7 +76,3 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

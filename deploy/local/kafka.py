@@ -2,7 +2,6 @@
 
 import base64
 import importlib.util
-import os
 import shutil
 import signal
 import sys
@@ -17,7 +16,7 @@ from deploy.local import jars, ports
 from deploy.local.component import Report
 from deploy.local.errors import LocalStackError
 from deploy.local.folder import DataFolder
-from deploy.local.process import Processes, Program
+from deploy.local.process import Processes, Program, python_environment
 
 JVM_FLAGS = (
     "-Xms64m",
@@ -47,6 +46,10 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 # All members of a group start together here; nobody needs to be waited for.
 group.initial.rebalance.delay.ms=0
+# After a crash the broker is let in only when its former self has been silent for so long: 9 s by default. Not less
+# than 3 s, or a busy machine would shut it out while it lives.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 # The default of 128 MB is taken whole from the heap.
 log.cleaner.dedupe.buffer.size=16777216
 """
@@ -87,7 +90,7 @@ class Kafka:
         """Make the storage; under another name until it is whole."""
         draft = logs.with_name("logs.new")
         shutil.rmtree(draft, ignore_errors=True)
-        identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        identity = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]  # a leading dash is an option
         tool = ("kafka.tools.StorageTool", "format", "--standalone", "-t", identity, "-c", str(self._settings(draft)))
         await self._processes.run("formatting Kafka's storage", Program(command=(*base, *tool), log=log))
         draft.rename(logs)
@@ -114,9 +117,9 @@ class Kafka:
         library = jars.cache_folder()
         if not library.exists():
             report(f"downloading Apache Kafka {jars.KAFKA_VERSION}, 44 MB, this once")
-            command = (sys.executable, "-P", "-m", jars.__name__, str(library))
-            env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-            await self._processes.run("downloading Kafka", Program(command=command, log=log, env=env))
+            command = (sys.executable, "-P", "-c", jars.SCRIPT, str(library))
+            program = Program(command=command, log=log, env=python_environment())
+            await self._processes.run("downloading Kafka", program)
         return library
 
 

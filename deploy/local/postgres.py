@@ -85,7 +85,9 @@ class Postgres:
         """Connect, and see to it that our database exists."""
         try:
             connection = await asyncpg.connect(self.url, database="postgres", ssl=False)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except OSError:
+            return "does not answer yet"
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             return str(error)
         try:
             if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):

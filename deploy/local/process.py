@@ -23,6 +23,15 @@ TAIL_BYTES = 4000
 BARE_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}
 """For the servers: nothing such as PGDATA or JAVA_TOOL_OPTIONS of the caller may reach them."""
 
+ROOT = Path(__file__).parents[2]
+"""Where the packages of this project lie; a folder of the same name in the working directory must not be taken."""
+
+
+def python_environment() -> dict[str, str]:
+    """Return the caller's environment, in which a Python finds this project from everywhere."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
 
 @dataclass(frozen=True, kw_only=True)
 class User:
@@ -125,12 +134,15 @@ class Processes:
     async def open(self) -> None:
         """Start the guard, which ends the recorded processes when this process is gone."""
         script = [sys.executable, "-I", "-S", orphans.__file__, str(self._record.path)]
-        self._guard = await asyncio.create_subprocess_exec(*script, stdin=PIPE, cwd="/", start_new_session=True)
+        self._guard = await asyncio.create_subprocess_exec(
+            *script, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, cwd="/", start_new_session=True
+        )
 
     async def close(self) -> None:
         """Let the guard go; what still runs is ended by it."""
-        if self._guard is not None:
-            await self._guard.communicate()
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            await self._guard.wait()
 
     async def start(self, program: Program) -> Process:
         """Start a program."""

@@ -1,6 +1,5 @@
 """The five services as programs."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -9,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from deploy.local.component import Report
-from deploy.local.process import Program
+from deploy.local.process import ROOT, Program, python_environment
 
 SERVICES = ("gateway", "parser", "embedder", "indexer", "tracker")
 """All of them, in the order of their ports and of their stop: who accepts work stops before those who do it."""
@@ -22,9 +21,6 @@ CONNECTION_GRACE = timedelta(seconds=5)
 
 PROBE_TIMEOUT = timedelta(seconds=5)
 """An answer about readiness may ask Kafka and PostgreSQL, which takes milliseconds when they are well."""
-
-ROOT = Path(__file__).parents[2]
-"""Where the packages of this project lie; a folder of the same name in the working directory must not be taken."""
 
 
 Command = Callable[[str, int], Sequence[str]]
@@ -48,8 +44,7 @@ def migrate_command() -> Sequence[str]:
 
 def service_environment(stack: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a service: the caller's, and where the servers of this stack are."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "LOG_FORMAT": "json", "PYTHONPATH": path, **stack}
+    return {**python_environment(), "LOG_FORMAT": "json", **stack}
 
 
 def service_port(first: int, name: str, replica: int) -> int:

@@ -1,8 +1,10 @@
 """Reads one file out of a multipart form as it arrives, never holding more than a piece of it."""
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -13,6 +15,9 @@ FIELD = "file"
 
 MAX_FILENAME = 255
 """Characters kept of a file's name: as many as file systems allow."""
+
+# RFC 7578 wants `filename`, and where it is there it counts; some clients send a name beyond ASCII only like this.
+_EXTENDED_FILENAME = re.compile(r";\s*filename\*\s*=\s*utf-8'[^']*'([^;\s]+)", re.IGNORECASE)
 
 
 @dataclass
@@ -45,18 +50,24 @@ class FormFile:
         self._wanted = False
         self._complete = False
         self._pieces: deque[bytes] = deque()
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._on_part_begin,
-                "on_header_field": lambda data, start, end: self._part.name.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._part.value.extend(data[start:end]),
-                "on_header_end": self._on_header_end,
-                "on_headers_finished": self._on_headers_finished,
-                "on_part_data": self._on_part_data,
-                "on_part_end": self._on_part_end,
-            },
-        )
+        self._parser = self._parser_for(options[b"boundary"])
+
+    def _parser_for(self, boundary: bytes) -> MultipartParser:
+        try:
+            return MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": lambda data, start, end: self._part.name.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._part.value.extend(data[start:end]),
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self._on_part_data,
+                    "on_part_end": self._on_part_end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedUploadError(f"the boundary of the multipart form is not valid: {error}") from error
 
     async def filename(self) -> str:
         """Read up to the start of the file and return its name, cleaned of control characters.
@@ -104,15 +115,17 @@ class FormFile:
         self._part = _Part()
 
     def _on_header_end(self) -> None:
-        self._part.headers[self._part.name.decode("latin-1").lower()] = self._part.value.decode("utf-8", "replace")
+        self._part.headers[self._part.name.decode("latin-1").lower()] = self._part.value.decode("latin-1")
         self._part.name.clear()
         self._part.value.clear()
 
     def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._part.headers.get("content-disposition", ""))
-        self._wanted = self._filename is None and options.get(b"name") == FIELD.encode() and b"filename" in options
-        if self._wanted:
-            self._filename = clean_filename(options[b"filename"].decode("utf-8", "replace"))
+        disposition = self._part.headers.get("content-disposition", "")
+        _, options = parse_options_header(disposition)
+        filename = options.get(b"filename", _extended_filename(disposition))
+        self._wanted = self._filename is None and options.get(b"name") == FIELD.encode() and filename is not None
+        if self._wanted and filename is not None:
+            self._filename = clean_filename(filename.decode("utf-8", "replace"))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._wanted:
@@ -121,6 +134,11 @@ class FormFile:
     def _on_part_end(self) -> None:
         self._complete = self._complete or self._wanted
         self._wanted = False
+
+
+def _extended_filename(disposition: str) -> bytes | None:
+    found = _EXTENDED_FILENAME.search(disposition)
+    return unquote_to_bytes(found[1]) if found else None
 
 
 def clean_filename(name: str) -> str:

@@ -111,7 +111,12 @@ async def list_tasks(
     return TaskPage(total=total, tasks=[public_task(row) for row in rows])
 
 
-@router.get("/tasks/{task_id}", tags=["tasks"], summary="Show a task", responses=responses(HTTPStatus.NOT_FOUND))
+@router.get(
+    "/tasks/{task_id}",
+    tags=["tasks"],
+    summary="Show a task",
+    responses=responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+)
 async def show_task(task: OfTask) -> Task:
     """Return a task with its progress by stage, its result or its error."""
     return public_task(task)
@@ -122,7 +127,7 @@ async def show_task(task: OfTask) -> Task:
     tags=["tasks"],
     summary="Follow a task live",
     response_class=EventSourceResponse,
-    responses=responses(HTTPStatus.NOT_FOUND) | examples.STREAM,
+    responses=responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY) | examples.STREAM,
 )
 async def stream_task(
     task: OfTask,

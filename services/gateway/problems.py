@@ -1,6 +1,6 @@
 """Errors as the API shows them: RFC 9457 problem documents, each with a stable `code`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.exceptions import HTTPException
 
 from shared.errors import DependencyUnavailableError, NotAPdfError, PaperlaneError, RateLimitedError, TransientError
@@ -81,10 +82,17 @@ STATUS_OF: dict[type[PaperlaneError], HTTPStatus] = {
 }
 
 
-def problem(status: int, code: str, detail: str, errors: Sequence[InvalidField] = ()) -> JSONResponse:
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    errors: Sequence[InvalidField] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
     """Make the response for a problem."""
     document = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, errors=list(errors))
-    headers = RETRY_AFTER if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {**RETRY_AFTER, **(headers or {})}
     return JSONResponse(document.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
@@ -95,7 +103,17 @@ def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the app as a problem document."""
+    """Answer every error of the app as a problem document, and describe it in OpenAPI."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Problem, "serialization")]
+        _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= schemas["$defs"]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
     app.add_exception_handler(PaperlaneError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -124,7 +142,8 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 async def _http(_: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else HTTPStatus.INTERNAL_SERVER_ERROR
     detail = str(error.detail) if isinstance(error, HTTPException) else str(error)
-    return problem(status, HTTPStatus(status).name.lower(), detail)
+    headers = error.headers if isinstance(error, HTTPException) else None  # such as Allow, which a 405 must have
+    return problem(status, HTTPStatus(status).name.lower(), detail, headers=headers)
 
 
 async def _unforeseen(_: Request, error: Exception) -> JSONResponse:

@@ -98,36 +98,38 @@ class StageWatch:
         try:
             async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()):
                 admin, consumer = await self._connected()
+                partitions = await self._partitions(admin)
+                ends = await consumer.end_offsets([tp for tps in partitions.values() for tp in tps])
+                begins = await consumer.beginning_offsets(list(ends))
                 for topic, group in GROUPS:
-                    self._groups[topic.name] = await self._group(admin, consumer, topic, group, at)
+                    offsets = await admin.list_consumer_group_offsets(group)
+                    committed = {
+                        tp: offsets[tp].offset if tp in offsets else begins[tp] for tp in partitions[topic.name]
+                    }
+                    waiting = sum(max(ends[tp] - offset, 0) for tp, offset in committed.items())
+                    members = await _members(admin, group)
+                    self._groups[topic.name] = self._state(topic, members, waiting, sum(committed.values()), at)
         except (KafkaError, TimeoutError, OSError) as error:
             await self.aclose()
             raise DependencyUnavailableError(f"the Kafka broker does not answer: {error!r}") from error
         self._observed_at = at
 
-    async def _group(
-        self, admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, topic: Topic, group: str, at: datetime
-    ) -> GroupState:
-        partitions = [TopicPartition(topic.name, number) for number in consumer.partitions_for_topic(topic.name) or ()]
-        ends = await consumer.end_offsets(partitions)
-        begins = await consumer.beginning_offsets(partitions)
-        offsets = await admin.list_consumer_group_offsets(group)
-        positions = {tp: offsets[tp].offset if tp in offsets else begins[tp] for tp in partitions}
-        answers: list[Any] = await admin.describe_consumer_groups([group])
-        committed = sum(positions.values())
+    async def _partitions(self, admin: AIOKafkaAdminClient) -> dict[str, list[TopicPartition]]:
+        described = await admin.describe_topics([topic.name for topic, _ in GROUPS])
+        return {
+            topic["topic"]: [TopicPartition(topic["topic"], part["partition"]) for part in topic["partitions"]]
+            for topic in described
+        }
+
+    def _state(self, topic: Topic, members: int, waiting: int, committed: int, at: datetime) -> GroupState:
         known = self._groups.get(topic.name)
-        _error, _id, _state, _protocol_type, _protocol, members, *_ = answers[0].groups[0]
-        return GroupState(
-            members=len(members),
-            waiting=sum(max(ends[tp] - positions[tp], 0) for tp in partitions),
-            committed=committed,
-            moved_at=known.moved_at if known and known.committed == committed else at,
-        )
+        moved_at = known.moved_at if known and known.committed == committed else at
+        return GroupState(members, waiting, committed, moved_at)
 
     async def _connected(self) -> tuple[AIOKafkaAdminClient, AIOKafkaConsumer]:
         if self._clients is None:
             admin = AIOKafkaAdminClient(**client_options(self._settings))
-            consumer = AIOKafkaConsumer(*(topic.name for topic, _ in GROUPS), **client_options(self._settings))
+            consumer = AIOKafkaConsumer(**client_options(self._settings))  # without topics: it only asks for offsets
             self._clients = admin, consumer
             await admin.start()
             await consumer.start()
@@ -139,3 +141,9 @@ class StageWatch:
             (admin, consumer), self._clients = self._clients, None
             await consumer.stop()
             await admin.close()
+
+
+async def _members(admin: AIOKafkaAdminClient, group: str) -> int:
+    answers: list[Any] = await admin.describe_consumer_groups([group])
+    _error, _id, _state, _protocol_type, _protocol, members, *_ = answers[0].groups[0]
+    return len(members)

@@ -1,5 +1,6 @@
 """The event stream of one task for one client."""
 
+import re
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -7,10 +8,12 @@ from services.gateway.hub import Hub, encode
 from services.gateway.tasks import Tasks
 from shared.tasks import TaskRow, update_of
 
+_VERSION = re.compile("[0-9]{1,18}")  # what PostgreSQL's bigint surely holds, and int() converts at once
+
 
 def resume_after(task: TaskRow, last_event_id: str | None) -> int:
     """Return the version that a client has seen already; 0 where what it says makes no sense."""
-    seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    seen = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else 0
     return seen if seen <= task.version else 0
 
 

@@ -21,13 +21,14 @@ from shared.tasks import TaskRow
 
 LOCK = "SELECT * FROM tasks WHERE task_id = ANY($1) ORDER BY task_id FOR UPDATE"
 
-# A unit that failed may still succeed, by another owner or after a replay; never the other way round.
+# A unit that failed may still succeed, by another owner or after a replay; never the other way round. And of two
+# owners whose unit failed the one that failed first counts, whichever event arrives first.
 INSERT_UNITS = """
     INSERT INTO task_units (task_id, stage, shard, part, done, started_at, finished_at)
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::bool[], $6::timestamptz[], $7::timestamptz[])
     ON CONFLICT (task_id, stage, shard, part) DO UPDATE
-        SET done = true, started_at = excluded.started_at, finished_at = excluded.finished_at
-        WHERE excluded.done AND NOT task_units.done
+        SET done = excluded.done, started_at = excluded.started_at, finished_at = excluded.finished_at
+        WHERE NOT task_units.done AND (excluded.done OR excluded.finished_at < task_units.finished_at)
     RETURNING task_id, stage, shard, part
 """
 
@@ -96,7 +97,7 @@ class TaskStore:
             fresh = await self._uncounted(connection, [e for e in events if e.task_id in tasks])
             ended = _apply_all(tasks, fresh, self._clock())
             changed = {event.task_id for event in fresh}
-            await connection.execute(UPDATE, [_jsonable(tasks[task_id]) for task_id in changed])
+            await connection.execute(UPDATE, [_jsonable(dict(_columns(tasks[task_id]))) for task_id in changed])
             superseding = await self._superseding(connection, tasks.values())
             await count_durations(connection, chain(_unit_durations(fresh), _task_durations(ended)))
         return Folded(list(tasks.values()), superseding, ended)
@@ -107,7 +108,7 @@ class TaskStore:
         for event in events:
             unit = unit_of(event)
             key = (event.task_id, unit.stage, unit.shard, unit.part)
-            if key not in latest or (unit.done and not latest[key][0].done):
+            if key not in latest or _prevails(unit, latest[key][0]):
                 latest[key] = (unit, event)
         if not latest:
             return []
@@ -128,6 +129,11 @@ class TaskStore:
         return [complete[record["task_id"]] for record in await connection.fetch(SUPERSEDING, list(complete))]
 
 
+def _prevails(unit: Unit, known: Unit) -> bool:
+    """Tell whether a report on a unit counts although another one on the same unit did; as in `INSERT_UNITS`."""
+    return not known.done and (unit.done or unit.finished_at < known.finished_at)
+
+
 def _apply_all(tasks: dict[UUID, TaskRow], events: Iterable[TaskEvent], at: datetime) -> list[TaskRow]:
     """Apply events to their tasks and return the tasks that ended by it."""
     by_task: defaultdict[UUID, list[TaskEvent]] = defaultdict(list)
@@ -141,8 +147,17 @@ def _apply_all(tasks: dict[UUID, TaskRow], events: Iterable[TaskEvent], at: date
     return [tasks[task_id] for task_id in by_task if settle(tasks[task_id])]
 
 
-def _jsonable(task: TaskRow) -> dict[str, object]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in _columns(task)}
+def _jsonable(value: object) -> object:
+    """Return a value as JSON that PostgreSQL takes: its text cannot hold U+0000, which JSON from elsewhere may."""
+    match value:
+        case datetime():
+            return value.isoformat()
+        case str():
+            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        case dict():
+            return {_jsonable(name): _jsonable(content) for name, content in value.items()}
+        case _:
+            return value
 
 
 def _columns(task: TaskRow) -> Iterable[tuple[str, object]]:

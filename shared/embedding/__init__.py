@@ -16,7 +16,7 @@ def create_embedder(settings: EmbeddingSettings) -> Embedder:
         The settings contradict each other or this installation.
     """
     if settings.embedder == "openai":
-        # Imported late: the client costs a local embedder 50 MB and a second, and the other way round.
+        # Imported late: the client would cost a local embedder 0.3 s and 16 MB for nothing.
         from shared.embedding.openai import OpenAIEmbedder  # noqa: PLC0415 - see above
 
         return OpenAIEmbedder(settings)

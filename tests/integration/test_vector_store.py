@@ -23,7 +23,7 @@ from shared.database.migrations import migrate_schema
 from shared.errors import DependencyUnavailableError, EmbeddingMismatchError
 from shared.settings import VectorSettings
 from shared.vectors import StoredChunk, VectorStore, create_vector_store
-from shared.vectors.pgvector import EXACT_UP_TO, PgVectorStore
+from shared.vectors.pgvector import EXACT_UP_TO, PgVectorStore, _pack
 
 DIMENSION = 16
 MODEL = "it's a test/model:16"
@@ -318,9 +318,10 @@ async def test_large_owners_are_searched_through_the_index(
     try:
         async with store._connection() as connection, connection.transaction():
             await connection.execute("SET LOCAL enable_seqscan = off")
+            await connection.execute("SET LOCAL enable_bitmapscan = off")
             await connection.execute("SET LOCAL enable_sort = off")
             query = store._search_sql(store._indexed, store._type, 5)
-            plan = await connection.fetch("EXPLAIN " + query, None, owner)
+            plan = await connection.fetch("EXPLAIN " + query, *_pack([np.ones(dimension, dtype=np.float32)]), owner)
         text = "\n".join(row[0] for row in plan)
         assert "Index Scan using chunks_hnsw_" in text
         assert f"{kind}({dimension})" in text

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.batching import MicroBatcher
@@ -150,6 +150,16 @@ async def test_closing_fails_who_waits_and_refuses_who_comes() -> None:
     assert work.running == 0
 
 
+async def test_closing_before_a_call_took_its_first_step_leaves_nobody_waiting() -> None:
+    work = Doubler()
+    batcher = MicroBatcher(work, max_items=1)
+    caller = asyncio.create_task(outcome(batcher, [1]))
+    while not batcher._running:  # noqa: ASYNC110 - what starts a call is one turn of the loop
+        await asyncio.sleep(0)
+    await batcher.aclose()
+    assert await caller == "the batcher was closed before these items were done"
+
+
 async def test_a_call_that_is_canceled_from_inside_leaves_nobody_waiting() -> None:
     async def gives_up(_items: Sequence[int]) -> list[int]:
         raise asyncio.CancelledError
@@ -198,6 +208,7 @@ async def test_limits_that_make_no_sense_are_refused(limits: dict[str, int], mes
 callers = st.lists(st.lists(st.integers(0, 12).filter(lambda n: n != 7) | st.just(13), max_size=7), max_size=8)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(callers=callers, max_items=st.integers(1, 9), max_cost=st.integers(1, 30), concurrency=st.integers(1, 3))
 async def test_whoever_shares_a_call_gets_what_they_would_get_alone(
     callers: list[list[int]], max_items: int, max_cost: int, concurrency: int

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.embedding import Embedder, create_embedder
@@ -95,26 +95,21 @@ async def test_the_event_loop_stays_responsive_at_work() -> None:
     assert longest < 0.5  # 2 ms where nothing else runs; a Kafka session lasts 10 s
 
 
+@pytest.fixture(scope="module")
+def static_model() -> StaticModel:
+    return StaticModel()
+
+
 @needs_wordllama
-@given(st.lists(st.text(max_size=60), min_size=1, max_size=6))
-def test_the_static_model_averages_the_rows_of_all_tokens(texts: list[str]) -> None:
-    model = _static_model()
-    result = model.encode(texts)
+@settings(deadline=None)  # a busy machine is no failure
+@given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=6))
+def test_the_static_model_averages_the_rows_of_all_tokens(static_model: StaticModel, texts: list[str]) -> None:
+    result = static_model.encode(texts)
     for text, row in zip(texts, result.vectors, strict=True):
-        ids = model._tokenizer.encode(text, add_special_tokens=False).ids
-        np.testing.assert_allclose(row, model._table[ids].astype(np.float64).sum(axis=0), atol=1e-3)
+        ids = static_model._tokenizer.encode(text, add_special_tokens=False).ids
+        np.testing.assert_allclose(row, static_model._table[ids].astype(np.float64).sum(axis=0), atol=1e-3)
 
 
 @needs_wordllama
-def test_the_names_of_special_tokens_in_a_text_are_plain_text() -> None:
-    model = _static_model()
-    assert model.encode(["</s>"]).tokens > 1
-
-
-_CACHE: list[StaticModel] = []
-
-
-def _static_model() -> StaticModel:
-    if not _CACHE:
-        _CACHE.append(StaticModel())
-    return _CACHE[0]
+def test_the_names_of_special_tokens_in_a_text_are_plain_text(static_model: StaticModel) -> None:
+    assert static_model.encode(["</s>"]).tokens > 1

@@ -36,7 +36,7 @@ _OTHER_KINDS = (
 )
 
 # Of two refusals the one further left tells a user more.
-_TELLING = (EncryptedPdfError, PdfLimitError, EmptyPdfError, NotAPdfError, CorruptPdfError)
+_TELLING = (EncryptedPdfError, PdfLimitError, NotAPdfError, CorruptPdfError, EmptyPdfError)
 
 
 class Document(Protocol):

@@ -71,8 +71,12 @@ class Extraction:
 
 @dataclass(slots=True)
 class _Reading:
-    """Text by page, which of these pages draw nothing, and why others could not be read."""
+    """Text by page, which of these pages draw nothing, and why others could not be read.
 
+    `document_pages` is how many pages the engine sees in the whole document; None if it could not open it.
+    """
+
+    document_pages: int | None = None
     texts: dict[int, str] = field(default_factory=dict)
     blank: set[int] = field(default_factory=set)
     failures: dict[int, PermanentError] = field(default_factory=dict)
@@ -150,6 +154,7 @@ def _read(engine: EngineName, path: Path, numbers: Iterable[int], into: _Reading
     reading = into or _Reading()
     try:
         with _open(engine, path) as document:
+            reading.document_pages = document.pages
             for number in numbers:
                 _read_page(document, number, reading)
     except PermanentError as error:
@@ -183,6 +188,8 @@ def _ask_pypdf(reading: _Reading, path: Path, numbers: Iterable[int]) -> None:
             _read("pypdf", path, silent, into=second)
     except _BudgetSpentError:
         pass  # what was read until then counts; for the other pages pdfium's word stands
+    if reading.document_pages not in {None, second.document_pages}:
+        return  # pypdf leaves out pages that are missing, so that its page 7 may be pdfium's page 8
     for number in silent:
         first_failure, second_failure = reading.failures.get(number), second.failures.get(number)
         if number in second.texts:

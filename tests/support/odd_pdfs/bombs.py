@@ -28,17 +28,17 @@ def _flate_bomb(mebibytes: int) -> bytes:
 
 def _bomb_beside_text() -> bytes:
     pdf = pdf_of("The page before", "The page after")
-    pdf.page(stream(zlib.compress(_deflated(bytes(1024), 2 * _MEBIBYTE)), b"/Filter [/FlateDecode /FlateDecode]"))
+    pdf.page(stream(zlib.compress(_deflated(bytes(1024), 1536 * 1024)), b"/Filter [/FlateDecode /FlateDecode]"))
     return pdf.render()
 
 
 def _object_stream_bomb() -> bytes:
-    """All objects of the document lie in an object stream that starts with 2 GiB of spaces."""
-    inner = b"4 0 5 2147483700 "
+    """All objects of the document lie in an object stream that starts with 1.5 GiB of spaces."""
+    inner = b"4 0 1 1610612736 "
     data = zlib.compressobj(9)
     packed = [data.compress(inner)]
     block = b" " * _MEBIBYTE
-    packed += [data.compress(block) for _ in range(2048)]
+    packed += [data.compress(block) for _ in range(1536)]
     packed += [data.compress(b"<< /Type /Catalog /Pages 2 0 R >>"), data.flush()]
     body = b"".join(packed)
     pdf = pdf_of("hidden")
@@ -67,17 +67,13 @@ def _ascii_hex(mebibytes: int) -> bytes:
 
 
 def _lzw_bomb() -> bytes:
-    """LZW of spaces: growing codes, each one character longer than the one before it, then a clear, repeated."""
-    bits: list[str] = []
-    for _ in range(60):
-        bits += [f"{256:09b}", f"{32:09b}"]
-        for code in range(258, 4094):
-            width = 9 if code < 511 else 10 if code < 1023 else 11 if code < 2047 else 12
-            bits.append(f"{code:0{width}b}")
-    joined = "".join(bits)
-    joined += "0" * (-len(joined) % 8)
-    data = int(joined, 2).to_bytes(len(joined) // 8)
-    return _one_page(stream(data, b"/Filter /LZWDecode"))
+    """LZW of 440 MB of spaces: codes that each say one character more than the one before it, and a clear."""
+    codes = range(258, 4094)
+    widths = [9 if code < 511 else 10 if code < 1023 else 11 if code < 2047 else 12 for code in codes]
+    growing = "".join(f"{code:0{width}b}" for code, width in zip(codes, widths, strict=True))
+    bits = f"{256:09b}" + 60 * f"{32:09b}{growing}{256:012b}"
+    bits += "0" * (-len(bits) % 8)
+    return _one_page(stream(int(bits, 2).to_bytes(len(bits) // 8), b"/Filter /LZWDecode"))
 
 
 def _run_length_bomb() -> bytes:
@@ -136,7 +132,7 @@ def _forms_that_multiply() -> bytes:
 
 CASES = [
     OddPdf("bomb-flate-100-mib.pdf", lambda: _flate_bomb(100), completes(pages_without_text=1)),
-    OddPdf("bomb-flate-4-gib.pdf", lambda: _flate_bomb(4096), fails("pdf_limit_exceeded")),
+    OddPdf("bomb-flate-2-gib.pdf", lambda: _flate_bomb(2048), fails("pdf_limit_exceeded")),
     OddPdf("bomb-beside-text.pdf", _bomb_beside_text, completes("before", "after", pages=3, pages_without_text=1)),
     OddPdf("bomb-object-stream.pdf", _object_stream_bomb, fails("pdf_limit_exceeded")),
     OddPdf("nested-filters-10.pdf", lambda: _nested_filters(10), completes("under many filters")),

@@ -3,6 +3,7 @@
 import io
 import random
 import zipfile
+import zlib
 
 from tests.support.odd_pdfs.case import OddPdf, completes, fails, refused
 from tests.support.pdf_writer import HEADER, Pdf, flate, pdf_of, stream, text
@@ -58,6 +59,13 @@ def _junk_in_flate() -> bytes:
     return pdf.render()
 
 
+def _crypt_filter() -> bytes:
+    """A filter that changes nothing, but that pdfium does not know: it sees a blank page."""
+    pdf = Pdf()
+    pdf.page(stream(zlib.compress(text("behind a crypt filter")), b"/Filter [/Crypt /FlateDecode]"))
+    return pdf.render()
+
+
 def _no_catalog() -> bytes:
     pdf = pdf_of("x")
     pdf.objects[1] = b"<< /Type /Nothing >>"
@@ -95,6 +103,7 @@ CASES = [
     OddPdf("carriage-returns.pdf", lambda: _sound().replace(b"\n", b"\r"), completes("sound file", pages=2)),
     OddPdf("wrong-stream-length.pdf", _wrong_length, completes("Length is a lie", "far too big", pages=2)),
     OddPdf("junk-in-flate.pdf", _junk_in_flate, completes("Readable page", pages=2, pages_without_text=1)),
+    OddPdf("crypt-filter.pdf", _crypt_filter, completes("behind a crypt filter")),
     OddPdf("no-catalog.pdf", _no_catalog, fails("pdf_corrupt")),
     OddPdf("header-version-missing.pdf", lambda: pdf_of("v").render(header=b"%PDF-\n"), completes("v")),
 ]

@@ -1,0 +1,49 @@
+"""A whole stack for the tests of this folder: two gateways, two parsers, one of each other service."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from cli.sample import write_sample
+from deploy.local import LocalStack, StackOptions
+
+MAX_UPLOAD_BYTES = 48 * 1024 * 1024
+"""Above the largest odd PDF, and small enough to go beyond in a test."""
+
+REPLICAS = {"gateway": 2, "parser": 2}
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    options = StackOptions(
+        data=tmp_path_factory.mktemp("stack"),
+        port=0,
+        replicas=REPLICAS,
+        env={"MAX_UPLOAD_BYTES": str(MAX_UPLOAD_BYTES)},
+    )
+    # In a thread of its own, which lives as long as all tests do: the stack's processes die with the one that forked.
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(LocalStack(options)) as running:
+        yield running
+
+
+@pytest.fixture
+async def api(stack: LocalStack) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=stack.services["gateway"][0].url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+async def other_api(stack: LocalStack) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=stack.services["gateway"][1].url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """500 pages of varied text."""
+    path = tmp_path_factory.mktemp("generated") / "handbook.pdf"
+    write_sample(path, pages=500)
+    return path

@@ -1,0 +1,68 @@
+"""Every odd PDF ends as it should, with the reason, and takes nothing down with it."""
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from deploy.local import LocalStack
+from tests.support.api import SAMPLES, Json, process
+from tests.support.pdfs import ODD_PDFS, OddPdf
+
+AT_ONCE = asyncio.Semaphore(8)
+"""So that the odd ones meet each other in the parsers."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_restarts(stack: LocalStack) -> Iterator[None]:
+    """No service may die of any of them."""
+    before = [(part.name, part.pid) for part in stack.components]
+    yield
+    assert [(part.name, part.pid) for part in stack.components] == before
+
+
+async def test_there_are_forty_and_more() -> None:
+    assert len({odd.name for odd in ODD_PDFS}) == len(ODD_PDFS) >= 40
+
+
+@pytest.mark.timeout(600)
+async def test_each_odd_pdf_ends_as_it_should(api: httpx.AsyncClient) -> None:
+    complaints = await asyncio.gather(*(complaint_about(api, odd) for odd in ODD_PDFS))
+    assert not list(filter(None, complaints))
+
+    task = await process(api, SAMPLES / "01-one-page.pdf")
+    assert task["status"] == "completed", "the stack still works after all of them"
+
+
+async def complaint_about(api: httpx.AsyncClient, odd: OddPdf) -> str | None:
+    """Process an odd PDF, and say what is not as it should be."""
+    async with AT_ONCE:
+        content = await asyncio.to_thread(odd.content)
+        if odd.expect.refused_at_upload is not None:
+            response = await api.post("/upload", files={"file": (odd.name, content)})
+            refused = response.status_code == 415 and response.json()["code"] == "not_a_pdf"
+            return None if refused else f"{odd.name}: {response.status_code} {response.text}"
+        task = await process(api, content, odd.name)
+    return difference(odd, task) or await missing_text(api, odd, task)
+
+
+def difference(odd: OddPdf, task: Json) -> str | None:
+    """Say where a task's end is another than expected."""
+    expect = odd.expect
+    if expect.error is not None:
+        code = (task["error"] or {}).get("code")
+        return None if (task["status"], code) == ("failed", expect.error) else f"{odd.name}: {task}"
+    result = task["result"] or {}
+    pages = (result.get("pages"), result.get("pages_without_text"))
+    return None if pages == (expect.pages, expect.pages_without_text) else f"{odd.name}: {task}"
+
+
+async def missing_text(api: httpx.AsyncClient, odd: OddPdf, task: Json) -> str | None:
+    """Say which expected text the search does not find in the document."""
+    for text in odd.expect.contains:
+        hits = (await api.get("/search", params={"q": text, "limit": 100})).json()["hits"]
+        of_document = [hit["text"] for hit in hits if hit["document_id"] == task["result"]["document_id"]]
+        if not any(text in found for found in of_document):
+            return f"{odd.name}: {text!r} is not found"
+    return None

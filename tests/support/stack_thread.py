@@ -1,0 +1,78 @@
+"""An embedded stack in a thread of its own: each test has its own event loop, and the stack outlives them all."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from deploy.local.stack import LocalStack, StackOptions
+
+T = TypeVar("T")
+
+
+class StackThread:
+    """A context in which Kafka and PostgreSQL run, with topics and schema, and without any service.
+
+    Parameters
+    ----------
+    data
+        Folder for all that they write.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="stack")
+        self._options = StackOptions(data=data, port=0, services=())
+        self._stack: LocalStack | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._stack = self._run(self._start())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._run(self.stack.stop())
+        finally:
+            self._end()
+
+    @property
+    def stack(self) -> LocalStack:
+        """What runs."""
+        if self._stack is None:
+            raise RuntimeError("the stack runs only inside the context")
+        return self._stack
+
+    @contextmanager
+    def frozen(self, server: str) -> Iterator[None]:
+        """Stop a server's process in its tracks: connections stay open, and nobody answers."""
+        pid = self.stack.servers[server].pid
+        if pid is None:
+            raise RuntimeError(f"{server} is not running")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    async def _start(self) -> LocalStack:
+        return await LocalStack(self._options).__aenter__()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,40 @@
+"""Unit tests reach no network: one that opens a socket, or asks for a name, fails, even if it hides the error."""
+
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+_LOOKUPS = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
+
+
+class _Guard:
+    """An audit hook, which cannot be taken out again and so has a switch. It sees what C code opens, too."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.seen: list[str] = []
+
+    def __call__(self, event: str, args: tuple[object, ...]) -> None:
+        if self.armed and (event in _LOOKUPS or (event == "socket.__new__" and not _is_local(args[1]))):
+            self.seen.append(f"{event}{args[1:] if event == 'socket.__new__' else args}")
+            raise RuntimeError(f"unit tests reach no network, but this one asked for {self.seen[-1]}")
+
+
+def _is_local(family: object) -> bool:
+    """Event loops wake themselves, and child processes are reached, through Unix sockets."""
+    return family == getattr(socket, "AF_UNIX", None)
+
+
+_GUARD = _Guard()
+sys.addaudithook(_GUARD)
+
+
+@pytest.fixture(autouse=True)
+def no_network() -> Iterator[None]:
+    _GUARD.seen.clear()
+    _GUARD.armed = True
+    yield
+    _GUARD.armed = False
+    assert not _GUARD.seen, "unit tests reach no network"
