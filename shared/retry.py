@@ -99,4 +99,5 @@ def _copy(record: Record, topic: str, headers: dict[str, str]) -> Outgoing:
     """Copy a record to another topic, foreign headers first and ours renewed."""
     foreign = [(name, value) for name, value in record.headers if name not in _OURS]
     ours = [(name, text.encode(errors="replace")) for name, text in headers.items()]
-    return Outgoing(topic, record.key, record.value, [*foreign, *ours])
+    nothing = record.key is None and record.value is None  # which Kafka allows, but no aiokafka producer sends
+    return Outgoing(topic, record.key, b"" if nothing else record.value, [*foreign, *ours])

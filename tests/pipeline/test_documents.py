@@ -7,7 +7,7 @@ import asyncpg
 import httpx
 
 from deploy.local import LocalStack
-from tests.support.api import SAMPLES, events, follow, process, upload
+from tests.support.api import SAMPLES, chunks, events, follow, process, upload
 from tests.support.eventually import eventually
 
 
@@ -126,7 +126,7 @@ async def test_the_same_file_twice_is_one_document_indexed_once(api: httpx.Async
 
     assert first["task_id"] != second["task_id"]
     assert first["result"]["document_id"] == second["result"]["document_id"]
-    rows = await _chunks(stack, second["result"]["document_id"])
+    rows = await chunks(stack, second["result"]["document_id"])
     assert len(rows) == first["result"]["chunks"] == second["result"]["chunks"]
     assert {row["filename"] for row in rows} == {"second.pdf"}
 
@@ -144,11 +144,11 @@ async def test_chunks_of_an_older_version_go_when_the_newer_one_is_complete(
             "'chunk_id', gen_random_uuid())) AS r FROM chunks c WHERE document_id = $1 LIMIT 1) one",
             document_id,
         )
-        assert len(await _chunks(stack, document_id)) == first["result"]["chunks"] + 1
+        assert len(await chunks(stack, document_id)) == first["result"]["chunks"] + 1
         await process(api, pdf)
 
         async def only_the_newer_version() -> None:
-            assert len(await _chunks(stack, document_id)) == first["result"]["chunks"]
+            assert len(await chunks(stack, document_id)) == first["result"]["chunks"]
 
         await eventually(only_the_newer_version)
     finally:
@@ -170,14 +170,6 @@ async def test_a_file_name_is_kept_as_data_and_never_becomes_a_path(api: httpx.A
     assert task["params"]["filename"] == "../../etc/日本語 gnp.pdf"
     blobs = Path(stack.environment["BLOB_URL"].removeprefix("file://"))
     assert (blobs / "local" / f"{task['task_id']}.pdf").is_file()
-
-
-async def _chunks(stack: LocalStack, document_id: str) -> list[asyncpg.Record]:
-    connection = await asyncpg.connect(stack.environment["DATABASE_URL"])
-    try:
-        return list(await connection.fetch("SELECT * FROM chunks WHERE document_id = $1", document_id))
-    finally:
-        await connection.close()
 
 
 async def _shards_extracted(url: str) -> float:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import httpx
 from httpx_sse import aconnect_sse
+
+from deploy.local import LocalStack
 
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 
@@ -58,3 +61,12 @@ async def process(api: httpx.AsyncClient, content: bytes | Path, name: str | Non
     assert last.name == "complete"
     task: Json = (await api.get(f"/tasks/{task_id}")).json()
     return task
+
+
+async def chunks(stack: LocalStack, document_id: str) -> list[asyncpg.Record]:
+    """Return the rows of a document in the index."""
+    connection = await asyncpg.connect(stack.environment["DATABASE_URL"])
+    try:
+        return list(await connection.fetch("SELECT * FROM chunks WHERE document_id = $1", document_id))
+    finally:
+        await connection.close()

@@ -63,10 +63,19 @@ class KafkaLab:
         partition: int | None = None,
     ) -> int:
         """Write a record and return its offset."""
+        if key is None and value is None:
+            return await self._send_nothing(topic, list(headers), partition or 0)
         written = await self._producer.send_and_wait(
             topic, value, key=key, headers=list(headers), partition=partition
         )
         return int(written.offset)
+
+    async def _send_nothing(self, topic: str, headers: list[tuple[str, Any]], partition: int) -> int:
+        """Write a record without key and value, which other clients may do; this one's own `send` refuses to."""
+        await self._producer.partitions_for(topic)
+        to, patience = TopicPartition(topic, partition), PATIENCE.total_seconds()
+        acknowledged = await self._producer._message_accumulator.add_message(to, None, None, patience, headers=headers)
+        return int((await acknowledged).offset)
 
     async def ends(self, topic: str) -> Ends:
         """Return where each partition of a topic ends now."""

@@ -95,6 +95,27 @@ def pdf_of(*lines: str) -> Pdf:
     return pdf
 
 
+def with_xref_stream(pdf: Pdf, entries: bytes = b"", in_streams: dict[int, tuple[int, int]] | None = None) -> bytes:
+    """Render with a cross-reference stream; `in_streams` gives the stream and index of objects that lie in one.
+
+    In `entries`, %d stands for the position of the cross-reference stream itself.
+    """
+    whole = pdf.render()
+    head = whole[: whole.rindex(b"xref\n0 ")]
+    size = max([*pdf.objects, *(in_streams or {})]) + 2
+    rows = bytearray(b"\0" * 7)
+    for number in range(1, size - 1):
+        if in_streams and number in in_streams:
+            holder, index = in_streams[number]
+            rows += b"\x02" + holder.to_bytes(4) + index.to_bytes(2)
+        else:
+            rows += b"\x01" + (head.find(b"\n%d 0 obj\n" % number) + 1).to_bytes(4) + b"\0\0"
+    rows += b"\x01" + len(head).to_bytes(4) + b"\0\0"
+    more = entries % len(head) if b"%d" in entries else entries
+    table = stream(bytes(rows), b"/Type /XRef /Size %d /W [1 4 2] /Root 1 0 R %s" % (size, more))
+    return head + b"%d 0 obj\n%s\nendobj\nstartxref\n%d\n%%%%EOF\n" % (size - 1, table, len(head))
+
+
 def cid_font(pdf: Pdf, mapping: dict[int, str], raw: dict[int, bytes] | None = None) -> int:
     """Add a font of two-byte codes whose meaning is told by a ToUnicode map alone, and return its number.
 

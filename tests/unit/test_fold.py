@@ -248,8 +248,8 @@ def test_the_weights_of_a_shards_parts_sum_up_exactly_to_its_pages(pages: int, p
 
 
 def test_a_second_run_of_a_unit_counts_for_nothing_though_its_report_differs() -> None:
-    first = [planned(), shard_extracted(), part_embedded()]
-    again = [
+    first: list[TaskEvent] = [planned(), shard_extracted(), part_embedded()]
+    again: list[TaskEvent] = [
         shard_extracted(started_at=after(50), finished_at=after(60), chunks=9),
         part_embedded(started_at=after(50), finished_at=after(60), tokens=7),
     ]
@@ -297,7 +297,7 @@ def test_a_failure_before_the_plan_fails_the_task_without_a_page_count() -> None
 
 
 def test_a_failed_task_keeps_counting_what_gets_done_but_stays_failed() -> None:
-    start = [planned(shards=2), shard_extracted(), unit_failed(shard=1, stage=Stage.PARSE)]
+    start: list[TaskEvent] = [planned(shards=2), shard_extracted(), unit_failed(shard=1, stage=Stage.PARSE)]
     late = folded(*start, part_embedded(), part_indexed())
     assert (late.status, late.embed_done, late.index_done) == (TaskStatus.FAILED, 1, 1)
 
@@ -308,12 +308,12 @@ def test_an_earlier_failure_that_arrives_late_moves_the_end() -> None:
 
 
 def test_a_unit_that_succeeds_after_it_failed_is_counted() -> None:
-    start = [planned(), shard_extracted(), unit_failed()]
+    start: list[TaskEvent] = [planned(), shard_extracted(), unit_failed()]
     assert folded(*start, part_embedded()).embed_done == 1
 
 
 def test_a_unit_that_fails_after_it_succeeded_is_ignored() -> None:
-    start = [planned(), shard_extracted(), part_embedded()]
+    start: list[TaskEvent] = [planned(), shard_extracted(), part_embedded()]
     assert columns(folded(*start, unit_failed())) == columns(folded(*start))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pypdf import PdfReader, PdfWriter
 
 from tests.support.odd_pdfs.case import OddPdf, completes, fails
-from tests.support.pdf_writer import A4, Pdf, flate, pdf_of, refs, stream, text
+from tests.support.pdf_writer import A4, Pdf, flate, pdf_of, refs, stream, text, with_xref_stream
 
 _FONT = b"/Resources << /Font << /F1 3 0 R >> >>"
 _IMAGE = b"/Type /XObject /Subtype /Image /Width 64 /Height 64 /ColorSpace /DeviceGray /BitsPerComponent %d /Filter /%s"
@@ -133,29 +133,8 @@ def _prev_loop() -> bytes:
     return pdf_of("a table that loops").render(trailer=b"/Prev %d" % plain.rindex(b"xref\n0 "))
 
 
-def _with_xref_stream(pdf: Pdf, entries: bytes = b"", in_streams: dict[int, tuple[int, int]] | None = None) -> bytes:
-    """Render with a cross-reference stream; `in_streams` gives the stream and index of objects that lie in one.
-
-    In `entries`, %d stands for the position of the cross-reference stream itself.
-    """
-    whole = pdf.render()
-    head = whole[: whole.rindex(b"xref\n0 ")]
-    size = max([*pdf.objects, *(in_streams or {})]) + 2
-    rows = bytearray(b"\0" * 7)
-    for number in range(1, size - 1):
-        if in_streams and number in in_streams:
-            holder, index = in_streams[number]
-            rows += b"\x02" + holder.to_bytes(4) + index.to_bytes(2)
-        else:
-            rows += b"\x01" + (head.find(b"\n%d 0 obj\n" % number) + 1).to_bytes(4) + b"\0\0"
-    rows += b"\x01" + len(head).to_bytes(4) + b"\0\0"
-    more = entries % len(head) if b"%d" in entries else entries
-    table = stream(bytes(rows), b"/Type /XRef /Size %d /W [1 4 2] /Root 1 0 R %s" % (size, more))
-    return head + b"%d 0 obj\n%s\nendobj\nstartxref\n%d\n%%%%EOF\n" % (size - 1, table, len(head))
-
-
 def _xref_stream_loop() -> bytes:
-    return _with_xref_stream(pdf_of("a stream that loops"), b"/Prev %d")
+    return with_xref_stream(pdf_of("a stream that loops"), b"/Prev %d")
 
 
 def _object_stream(*, extends_itself: bool) -> bytes:
@@ -164,7 +143,7 @@ def _object_stream(*, extends_itself: bool) -> bytes:
     number = max(pdf.objects) + 1
     loop = b"/Extends %d 0 R" % number if extends_itself else b""
     pdf.add(stream(b"1 0 " + body, b"/Type /ObjStm /N 1 /First 4 " + loop))
-    return _with_xref_stream(pdf, in_streams={1: (number, 0)})
+    return with_xref_stream(pdf, in_streams={1: (number, 0)})
 
 
 def _object_stream_in_itself() -> bytes:
@@ -172,7 +151,7 @@ def _object_stream_in_itself() -> bytes:
     pdf = pdf_of("found in spite of it")
     body = pdf.objects.pop(1)
     holder = pdf.add(stream(b"1 0 " + body, b"/Type /ObjStm /N 1 /First 4"))
-    return _with_xref_stream(pdf, in_streams={1: (holder, 0), holder: (holder, 0)})
+    return with_xref_stream(pdf, in_streams={1: (holder, 0), holder: (holder, 0)})
 
 
 def _length_loop() -> bytes:
@@ -270,7 +249,7 @@ CASES = [
     OddPdf("mediabox-junk.pdf", lambda: _box(b"[/a (b) null]", "junk box"), completes("junk box")),
     OddPdf("incremental-update.pdf", _incremental, completes("the new version")),
     OddPdf("xref-prev-loop.pdf", _prev_loop, completes("a table that loops")),
-    OddPdf("xref-stream.pdf", lambda: _with_xref_stream(pdf_of("by stream")), completes("by stream")),
+    OddPdf("xref-stream.pdf", lambda: with_xref_stream(pdf_of("by stream")), completes("by stream")),
     OddPdf("xref-stream-loop.pdf", _xref_stream_loop, completes("a stream that loops")),
     OddPdf("object-stream.pdf", lambda: _object_stream(extends_itself=False), completes("catalog in an object stream")),
     OddPdf("object-stream-extends-itself.pdf", lambda: _object_stream(extends_itself=True), completes("catalog in an")),

@@ -1,0 +1,210 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.broker import Record
+from shared.errors import (
+    EncryptedPdfError,
+    PermanentError,
+    RateLimitedError,
+    TransientError,
+    UndecodableRecordError,
+    error_message,
+)
+from shared.kafka import Outgoing
+from shared.retry import LONGEST_WAIT, MAX_STACK_CHARACTERS, attempt_of, route
+from shared.topics import CHUNKS_EXTRACTED, RETRY_DELAYS, WORK_RETENTION
+from tests.support.builders import NOON, record
+
+OURS = {
+    "attempt",
+    "origin-topic",
+    "origin-partition",
+    "origin-offset",
+    "error-type",
+    "error-code",
+    "error-message",
+    "failed-at",
+    "consumer-group",
+}
+
+
+def headers_of(outgoing: Outgoing) -> dict[str, str]:
+    return {name: value.decode() for name, value in outgoing.headers}
+
+
+def come_again(outgoing: Outgoing, attempt: int) -> Record:
+    """Bring a record back to its topic, as a relay does."""
+    others = [(name, value) for name, value in outgoing.headers if name != "attempt"]
+    headers = [*others, ("attempt", str(attempt).encode())]
+    return record(outgoing.value, key=outgoing.key, headers=headers)
+
+
+def test_a_transient_error_waits_in_the_first_retry_topic() -> None:
+    decision = route(record(b"{}"), TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON)
+    assert decision.record.topic == "chunks.extracted.retry.60s"
+    assert (decision.due_at, decision.attempt) == (NOON + RETRY_DELAYS[0], 1)
+    assert headers_of(decision.record)["due-at"] == (NOON + RETRY_DELAYS[0]).isoformat()
+
+
+def test_a_record_passes_every_delay_and_then_becomes_a_dead_letter() -> None:
+    current, topics, attempts = record(b"\x00\xff", key=b"k"), [], []
+    for attempt in range(2, 6):
+        decision = route(current, TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON)
+        topics.append(decision.record.topic.removeprefix("chunks.extracted."))
+        attempts.append(decision.attempt)
+        current = come_again(decision.record, attempt)
+    assert topics == ["retry.60s", "retry.120s", "retry.240s", "dlq"]
+    assert attempts == [1, 2, 3, 4]
+    assert (current.key, current.value) == (b"k", b"\x00\xff")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("x"), MemoryError(), OSError("disk")])
+def test_an_error_that_nobody_foresaw_is_tried_again(error: Exception) -> None:
+    decision = route(record(b"{}"), error, topic=CHUNKS_EXTRACTED, now=NOON)
+    assert decision.due_at == NOON + RETRY_DELAYS[0]
+    assert headers_of(decision.record)["error-code"] == "internal_error"
+
+
+@pytest.mark.parametrize("error", [EncryptedPdfError("locked"), UndecodableRecordError("no"), PermanentError("never")])
+def test_a_permanent_error_is_a_dead_letter_at_the_first_attempt(error: PermanentError) -> None:
+    decision = route(record(b"{}"), error, topic=CHUNKS_EXTRACTED, now=NOON)
+    assert (decision.record.topic, decision.due_at) == ("chunks.extracted.dlq", None)
+    assert headers_of(decision.record)["error-code"] == error.code
+    assert "due-at" not in headers_of(decision.record)
+
+
+@pytest.mark.parametrize(
+    ("wish", "wait"),
+    [
+        (timedelta(minutes=10), timedelta(minutes=10)),
+        (RETRY_DELAYS[0], RETRY_DELAYS[0]),
+        (timedelta(seconds=1), RETRY_DELAYS[0]),
+        (timedelta(0), RETRY_DELAYS[0]),
+        (None, RETRY_DELAYS[0]),
+        (timedelta(days=400), LONGEST_WAIT),
+        (timedelta.max, LONGEST_WAIT),
+    ],
+)
+def test_a_providers_wish_is_honoured_where_it_is_longer_than_the_delay(
+    wish: timedelta | None, wait: timedelta
+) -> None:
+    error = RateLimitedError("slow down", retry_after=wish)
+    assert route(record(b"{}"), error, topic=CHUNKS_EXTRACTED, now=NOON).due_at == NOON + wait
+
+
+def test_a_record_never_waits_for_longer_than_its_topic_keeps_it() -> None:
+    assert LONGEST_WAIT + max(RETRY_DELAYS) < WORK_RETENTION
+
+
+def test_a_retried_record_tells_where_it_came_from_and_what_happened() -> None:
+    source = record(b"{}", topic="chunks.extracted", partition=5, offset=77)
+    decision = route(source, RateLimitedError("slow down"), topic=CHUNKS_EXTRACTED, now=NOON)
+    assert headers_of(decision.record) == {
+        "attempt": "1",
+        "origin-topic": "chunks.extracted",
+        "origin-partition": "5",
+        "origin-offset": "77",
+        "error-type": "RateLimitedError",
+        "error-code": "rate_limited",
+        "error-message": "slow down",
+        "failed-at": NOON.isoformat(),
+        "consumer-group": "embedder",
+        "due-at": (NOON + RETRY_DELAYS[0]).isoformat(),
+    }
+
+
+def test_a_dead_letter_carries_the_end_of_its_stack() -> None:
+    def deep(levels: int) -> None:  # and shallow: a frame that calls itself would be shown three times only
+        if levels == 0:
+            raise EncryptedPdfError("the reason")
+        deep(levels - 1) if levels % 2 else shallow(levels)
+
+    def shallow(levels: int) -> None:
+        deep(levels - 1)
+
+    with pytest.raises(EncryptedPdfError) as caught:
+        deep(200)
+    decision = route(record(b"{}"), caught.value, topic=CHUNKS_EXTRACTED, now=NOON)
+    stack = headers_of(decision.record)["error-stack"]
+    assert len(stack) == MAX_STACK_CHARACTERS
+    assert stack.endswith("EncryptedPdfError: the reason\n")
+
+
+@pytest.mark.parametrize("header", [b"", b"0", b"-3", b"two", b"1.5", b"\xff", b"9" * 5000, "٣".encode(), None])
+def test_an_attempt_that_makes_no_sense_counts_as_the_first(header: bytes) -> None:
+    assert attempt_of(record(b"{}", headers=[("attempt", header)])) == 1
+
+
+def test_an_attempt_is_read_from_the_last_header_of_that_name() -> None:
+    assert attempt_of(record(b"{}", headers=[("attempt", b"2"), ("attempt", b"3")])) == 3
+
+
+def test_an_attempt_beyond_the_last_delay_is_a_dead_letter() -> None:
+    source = record(b"{}", headers=[("attempt", b"999")])
+    assert route(source, TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON).due_at is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("", "ValueError"),
+        ("a\0b", "a\N{REPLACEMENT CHARACTER}b"),
+        ("half \ud800", "half ?"),
+        ("é値😀\n", "é値😀\n"),
+        ("x" * 10**6, "x" * 2000),
+    ],
+)
+def test_an_errors_text_is_fit_to_travel(text: str, shown: str) -> None:
+    assert error_message(ValueError(text)) == shown
+    header = headers_of(route(record(b"{}"), ValueError(text), topic=CHUNKS_EXTRACTED, now=NOON).record)
+    assert header["error-message"] == shown
+
+
+foreign_headers = st.lists(
+    st.tuples(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(
+            lambda name: name not in OURS | {"due-at", "error-stack"}
+        ),
+        st.binary(max_size=20),
+    ),
+    max_size=6,
+)
+errors = st.sampled_from([TransientError("away"), ValueError("\ud800"), PermanentError("never")])
+
+
+@given(
+    headers=foreign_headers,
+    key=st.none() | st.binary(),
+    value=st.none() | st.binary(),
+    error=errors,
+    attempt=st.integers(1, 9),
+    now=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 bounds have no zone
+)
+def test_key_bytes_and_foreign_headers_survive_and_ours_are_there_once(
+    headers: list[tuple[str, bytes]],
+    key: bytes | None,
+    value: bytes | None,
+    error: Exception,
+    attempt: int,
+    now: datetime,
+) -> None:
+    source = record(value, key=key, headers=[*headers, ("attempt", str(attempt).encode()), ("due-at", b"old")])
+    decision = route(source, error, topic=CHUNKS_EXTRACTED, now=now)
+    again = route(come_again(decision.record, attempt + 1), error, topic=CHUNKS_EXTRACTED, now=now)
+    for outgoing in (decision.record, again.record):
+        assert (outgoing.key, outgoing.value) == (key, value)
+        assert list(outgoing.headers[: len(headers)]) == headers
+        ours = [name for name, _ in outgoing.headers[len(headers) :]]
+        assert len(ours) == len(set(ours))
+        assert OURS <= set(ours) <= OURS | {"due-at", "error-stack"}
+    assert again.attempt == decision.attempt + 1 == attempt + 1
+
+
+@given(now=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 bounds have no zone
+def test_the_due_time_reads_back_as_it_was_decided(now: datetime) -> None:
+    decision = route(record(b"{}"), TransientError("away"), topic=CHUNKS_EXTRACTED, now=now)
+    assert datetime.fromisoformat(headers_of(decision.record)["due-at"]) == decision.due_at
