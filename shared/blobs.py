@@ -31,6 +31,7 @@ class BlobStore:
     def __init__(self, settings: BlobSettings) -> None:
         self._base = settings.blob_url.rstrip("/")
         local = self._base.startswith("file:")
+        self._folder = Path(unquote(urlsplit(self._base).path)) if local else None
         self._store = from_url(self._base, mkdir=True) if local else from_url(self._base)
 
     def url(self, key: str) -> str:
@@ -43,7 +44,8 @@ class BlobStore:
         Raises
         ------
         DependencyUnavailableError
-            The store cannot take it. What `content` raises passes through unchanged.
+            The store cannot take it. What `content` raises passes through unchanged, but for an OSError, which
+            counts as the store's.
         """
         try:
             await obstore.put_async(self._store, self._key(url), content)
@@ -61,8 +63,9 @@ class BlobStore:
         DependencyUnavailableError
             The store does not answer.
         """
-        if url.startswith("file:"):
-            path = Path(unquote(urlsplit(url).path))
+        key = self._key(url)
+        if self._folder is not None:
+            path = self._folder / key  # the key is taken literally, as obstore does
             if not await asyncio.to_thread(path.exists):
                 raise BlobMissingError("the uploaded file is no longer in the blob store")
             yield path
@@ -109,6 +112,7 @@ class BlobStore:
         return True
 
     def _key(self, url: str) -> str:
-        if not url.startswith(f"{self._base}/"):
+        key = url.removeprefix(f"{self._base}/")
+        if key == url or ".." in key.split("/"):
             raise PermanentError(f"the blob lies outside this service's BLOB_URL: {url}")
-        return url.removeprefix(f"{self._base}/")
+        return key

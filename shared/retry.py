@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from shared.broker import Record
 from shared.errors import PermanentError, TransientError, error_code, error_message
 from shared.kafka import Outgoing
-from shared.topics import RETRY_DELAYS, Topic
+from shared.settings import RETRY_DELAYS
+from shared.topics import Topic
 
 MAX_STACK_CHARACTERS = 8_000
 """Enough of a traceback to find the line; headers count towards the broker's record limit."""

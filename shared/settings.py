@@ -5,10 +5,13 @@ from the titles and descriptions below.
 """
 
 from datetime import timedelta
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+RETRY_DELAYS = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=240))
+"""Waits before the second, third and fourth attempt: long enough to outlive a restart or a rate limit's window."""
 
 
 class Settings(BaseSettings):
@@ -40,6 +43,21 @@ class KafkaSettings(Settings):
     topic_replication_factor: int = Field(
         1, ge=1, title="Replication factor", description="Copies of each topic that `paperlane migrate` asks for."
     )
+    retry_delays: Annotated[tuple[timedelta, ...], NoDecode] = Field(
+        RETRY_DELAYS,
+        title="Retry delays",
+        description="Seconds before the second, third, … attempt, such as 60,120,240; migrate makes a topic for each.",
+    )
+
+    @field_validator("retry_delays", mode="before")
+    @classmethod
+    def _seconds_separated_by_commas(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        seconds = [part.strip() for part in value.split(",") if part.strip()]
+        if not all(part.isdigit() and int(part) > 0 for part in seconds):
+            raise ValueError("give whole seconds above 0, separated by commas, such as 60,120,240")
+        return tuple(timedelta(seconds=int(part)) for part in seconds)
 
 
 class DatabaseSettings(Settings):

@@ -9,6 +9,7 @@ is not committed and comes again.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from shared.errors import UndecodableRecordError, error_code, error_message
 from shared.events import Event, Stage, UnitFailed
 from shared.kafka import Outgoing, Publisher
 from shared.retry import Route, route
+from shared.settings import RETRY_DELAYS
 from shared.topics import TASK_EVENTS, Topic
 
 E = TypeVar("E", bound=Event)
@@ -40,15 +42,25 @@ class StageRunner(Generic[E]):
     handle
         Does the work of one event and returns what to publish. It raises one of `shared.errors`; anything else
         counts as transient.
+    delays
+        How long a failed record waits before the second, third, … attempt; after the last it is a dead letter.
     """
 
     def __init__(
-        self, topic: Topic, event: type[E], handle: Handle[E], publisher: Publisher, clock: Clock = now
+        self,
+        topic: Topic,
+        event: type[E],
+        handle: Handle[E],
+        publisher: Publisher,
+        *,
+        delays: Sequence[timedelta] = RETRY_DELAYS,
+        clock: Clock = now,
     ) -> None:
         self.topic = topic
         self._event = event
         self._handle = handle
         self._publisher = publisher
+        self._delays = delays
         self._clock = clock
 
     async def __call__(self, records: tuple[Record, ...]) -> None:
@@ -91,7 +103,7 @@ class StageRunner(Generic[E]):
             raise UndecodableRecordError(f"no {self._event.__name__}: {where}: {first['msg']}") from error
 
     def _failure(self, record: Record, event: E | None, error: Exception) -> tuple[Sequence[Outgoing], str]:
-        decision = route(record, error, topic=self.topic, now=self._clock())
+        decision = route(record, error, topic=self.topic, now=self._clock(), delays=self._delays)
         self._log(decision, error)
         if decision.due_at is not None:
             return [decision.record], "retried"

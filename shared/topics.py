@@ -3,7 +3,7 @@
 Auto-creation would make a single partition, and a producer to a missing topic blocks for 40 seconds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,9 +22,6 @@ UPDATES_RETENTION = timedelta(hours=1)
 
 DEAD_LETTER_RETENTION = timedelta(days=30)
 """Time for people to look at a dead letter and to replay it."""
-
-RETRY_DELAYS = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=240))
-"""Waits before the second, third and fourth attempt: long enough to outlive a restart or a rate limit's window."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ TOPICS = (
 )
 
 
-def declared(settings: KafkaSettings, delays: Sequence[timedelta] = RETRY_DELAYS) -> Iterator[NewTopic]:
+def declared(settings: KafkaSettings) -> Iterator[NewTopic]:
     """Yield all topics with their retry and dead-letter topics.
 
     Side topics carry little and keep no order of their own, so one partition does.
@@ -87,7 +84,7 @@ def declared(settings: KafkaSettings, delays: Sequence[timedelta] = RETRY_DELAYS
     for topic in TOPICS:
         yield _new_topic(topic.name, settings.topic_partitions, topic.retention, settings)
         if topic.retried:
-            for delay in delays:
+            for delay in settings.retry_delays:
                 yield _new_topic(topic.retry(delay), 1, WORK_RETENTION, settings)
         if topic.group:
             yield _new_topic(topic.dead_letters, 1, DEAD_LETTER_RETENTION, settings)

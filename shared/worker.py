@@ -10,7 +10,9 @@ from prometheus_client import make_asgi_app
 from shared.broker import Broker, Membership
 from shared.kafka import Publisher
 from shared.logs import configure_logging
+from shared.relay import Relay
 from shared.settings import KafkaSettings, LogSettings
+from shared.topics import Topic
 
 
 class WorkerSettings(KafkaSettings, LogSettings):
@@ -23,6 +25,7 @@ C = TypeVar("C")
 def create_worker(
     name: str,
     settings: WorkerSettings,
+    topics: Sequence[Topic],
     open_context: Callable[[Publisher], AbstractAsyncContextManager[C]],
     register: Callable[[Broker, C], Sequence[Membership]],
 ) -> AsgiFastStream:
@@ -31,7 +34,9 @@ def create_worker(
     Parameters
     ----------
     name
-        The service's name in logs.
+        The service's name, in logs and in the group of its relay.
+    topics
+        What the worker consumes; their retry topics are relayed.
     open_context
         Opens what the worker needs, once Kafka answers; closed after the last record is finished.
     register
@@ -45,7 +50,7 @@ def create_worker(
     async def lifespan() -> AsyncIterator[None]:
         try:
             await publisher.start()
-            async with open_context(publisher) as context:
+            async with open_context(publisher) as context, Relay(topics, name, settings, publisher).running():
                 memberships.extend(register(broker, context))
                 yield
         finally:

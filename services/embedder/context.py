@@ -15,6 +15,7 @@ from shared.kafka import Publisher
 class Context:
     """The embedding model or provider, and what works with it."""
 
+    settings: EmbedderSettings
     publisher: Publisher
     parts: PartEmbedder
 
@@ -25,7 +26,7 @@ class Context:
         embedder = create_embedder(settings)
         parts = PartEmbedder(embedder, batch=settings.embedding_batch, concurrency=settings.embedding_concurrency)
         try:
-            yield cls(publisher, parts)
+            yield cls(settings, publisher, parts)
         finally:
             await parts.aclose()
             await embedder.aclose()

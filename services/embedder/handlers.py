@@ -6,11 +6,14 @@ from shared.events import ChunksExtracted
 from shared.stage import StageRunner
 from shared.topics import CHUNKS_EXTRACTED
 
+TOPICS = (CHUNKS_EXTRACTED,)
+
 BATCH = 16
 """Parts of one batch: up to 1,024 chunks, a few full calls to the model; more would delay the first one's commit."""
 
 
 def register(broker: Broker, context: Context) -> list[Membership]:
     """Subscribe to extracted parts."""
-    embed = StageRunner(CHUNKS_EXTRACTED, ChunksExtracted, context.parts.embed, context.publisher)
+    delays = context.settings.retry_delays
+    embed = StageRunner(CHUNKS_EXTRACTED, ChunksExtracted, context.parts.embed, context.publisher, delays=delays)
     return [subscribe(broker, CHUNKS_EXTRACTED, embed, max_records=BATCH)]

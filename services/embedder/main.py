@@ -16,4 +16,4 @@ from shared.worker import create_worker
 def create_app(settings: EmbedderSettings | None = None) -> AsgiFastStream:
     """Build the embedder, configured from the environment unless `settings` are given."""
     settings = settings or EmbedderSettings()
-    return create_worker("embedder", settings, partial(Context.open, settings), handlers.register)
+    return create_worker("embedder", settings, handlers.TOPICS, partial(Context.open, settings), handlers.register)

@@ -16,6 +16,7 @@ from shared.vectors import create_vector_store
 class Context:
     """The vector store and what works with it."""
 
+    settings: IndexerSettings
     publisher: Publisher
     parts: PartIndexer
 
@@ -27,7 +28,7 @@ class Context:
         store = await create_vector_store(settings, model, dimension)
         parts = PartIndexer(store, model, dimension, batch=settings.index_batch, concurrency=settings.index_concurrency)
         try:
-            yield cls(publisher, parts)
+            yield cls(settings, publisher, parts)
         finally:
             await parts.aclose()
             await store.aclose()

@@ -16,4 +16,4 @@ from shared.worker import create_worker
 def create_app(settings: IndexerSettings | None = None) -> AsgiFastStream:
     """Build the indexer, configured from the environment unless `settings` are given."""
     settings = settings or IndexerSettings()
-    return create_worker("indexer", settings, partial(Context.open, settings), handlers.register)
+    return create_worker("indexer", settings, handlers.TOPICS, partial(Context.open, settings), handlers.register)

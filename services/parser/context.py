@@ -17,6 +17,7 @@ from shared.kafka import Publisher
 class Context:
     """The parser's child processes and what works with them."""
 
+    settings: ParserSettings
     publisher: Publisher
     parser: DocumentParser
 
@@ -27,6 +28,6 @@ class Context:
         workers = Workers(settings.options)
         try:
             await workers.start()
-            yield cls(publisher, DocumentParser(workers, BlobStore(settings), embedding_dimension(settings)))
+            yield cls(settings, publisher, DocumentParser(workers, BlobStore(settings), embedding_dimension(settings)))
         finally:
             await workers.aclose()

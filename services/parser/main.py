@@ -16,4 +16,4 @@ from shared.worker import create_worker
 def create_app(settings: ParserSettings | None = None) -> AsgiFastStream:
     """Build the parser, configured from the environment unless `settings` are given."""
     settings = settings or ParserSettings()
-    return create_worker("parser", settings, partial(Context.open, settings), handlers.register)
+    return create_worker("parser", settings, handlers.TOPICS, partial(Context.open, settings), handlers.register)

@@ -48,7 +48,7 @@ class EventFolder:
         first = error.errors(include_url=False, include_input=False)[0]
         reason = UndecodableRecordError(f"no task event: {first['msg']}")
         logger.warning("event dead-lettered", partition=record.partition, offset=record.offset, error=str(reason))
-        return route(record, reason, topic=TASK_EVENTS, now=self._clock()).record
+        return route(record, reason, topic=TASK_EVENTS, now=self._clock(), delays=()).record
 
 
 def _consequences(folded: Folded) -> Iterator[Outgoing]:

@@ -5,6 +5,8 @@ from services.tracker.events import EventFolder
 from shared.broker import Broker, Membership, subscribe
 from shared.topics import TASK_EVENTS
 
+TOPICS = (TASK_EVENTS,)
+
 BATCH = 500
 """Events of one transaction: large enough to share its commit, small enough to keep updates prompt."""
 

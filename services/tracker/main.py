@@ -17,4 +17,4 @@ from shared.worker import create_worker
 def create_app(settings: TrackerSettings | None = None) -> AsgiFastStream:
     """Build the tracker, configured from the environment unless `settings` are given."""
     settings = settings or TrackerSettings()
-    return create_worker("tracker", settings, partial(Context.open, settings), handlers.register)
+    return create_worker("tracker", settings, handlers.TOPICS, partial(Context.open, settings), handlers.register)

@@ -9,8 +9,9 @@ from shared.broker import Record
 from shared.errors import DependencyUnavailableError, PermanentError, TransientError
 from shared.events import TASK_EVENT, Chunk, ChunksExtracted, Stage, UnitFailed
 from shared.kafka import Outgoing, Publisher
+from shared.settings import RETRY_DELAYS
 from shared.stage import StageRunner
-from shared.topics import RETRY_DELAYS, TASK_EVENTS, Topic
+from shared.topics import TASK_EVENTS, Topic
 from tests.support.eventually import before_long, eventually
 from tests.support.kafka_lab import KafkaLab
 from tests.support.task_events import START, new_task

@@ -15,8 +15,8 @@ from faststream.kafka.subscriber.usecase import LogicSubscriber
 from shared.broker import Broker, Consume, Record, WaitingConsumer, subscribe
 from shared.events import Stage
 from shared.kafka import client_options
-from shared.settings import KafkaSettings
-from shared.topics import RETRY_DELAYS, Topic
+from shared.settings import RETRY_DELAYS, KafkaSettings
+from shared.topics import Topic
 from tests.support.eventually import PATIENCE, eventually
 
 FETCH_WAIT = timedelta(milliseconds=200)
@@ -77,6 +77,11 @@ class KafkaLab:
         acknowledged = await self._producer._message_accumulator.add_message(to, None, None, patience, headers=headers)
         return int((await acknowledged).offset)
 
+    async def partitions(self, topic: str) -> list[TopicPartition]:
+        """Return the partitions of a topic."""
+        (described,) = await self._admin.describe_topics([topic])
+        return sorted(TopicPartition(topic, partition["partition"]) for partition in described["partitions"])
+
     async def ends(self, topic: str) -> Ends:
         """Return where each partition of a topic ends now."""
         async with self._reader(topic) as (reader, partitions):
@@ -98,10 +103,10 @@ class KafkaLab:
         return sorted(found, key=lambda record: (record.partition, record.offset))
 
     async def committed(self, topic: Topic) -> dict[int, int]:
-        """Return the offsets that the topic's group has committed, by partition."""
+        """Return the offsets that the topic's group has committed, by partition; none where that is the beginning."""
         assert topic.group
         offsets = await self._admin.list_consumer_group_offsets(topic.group)
-        return {partition.partition: offset.offset for partition, offset in offsets.items()}
+        return {partition.partition: offset.offset for partition, offset in offsets.items() if offset.offset > 0}
 
     async def catch_up(self, topic: Topic) -> None:
         """Commit for the topic's group, which must have no members, that it is through with all records."""
@@ -131,9 +136,7 @@ class KafkaLab:
         reader = AIOKafkaConsumer(**self._options)
         await reader.start()
         try:
-            await reader.topics()  # fetches the metadata that partitions are told from
-            partitions = [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic) or ())]
-            assert partitions, f"there is no topic {topic}"
+            partitions = await self.partitions(topic)
             reader.assign(partitions)
             yield reader, partitions
         finally:

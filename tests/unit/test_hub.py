@@ -1,6 +1,5 @@
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +26,7 @@ def hub(tasks: TasksInMemory) -> Hub:
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TaskUpdated]]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[TaskUpdated]:
     """Keep what is encoded, which still is encoded."""
     kept: list[TaskUpdated] = []
 
@@ -36,7 +35,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TaskUpdated]]:
         return encode(update)
 
     monkeypatch.setattr(hub_module, "encode", keep)
-    return iter([kept])
+    return kept
 
 
 def update_record(update: TaskUpdated, **changes: Any) -> Record:
@@ -119,21 +118,19 @@ async def test_clients_of_one_task_do_not_take_from_each_other(hub: Hub) -> None
         assert await version_in(slow) == 3
 
 
-async def test_an_update_is_encoded_once_however_many_watch(hub: Hub, encoded: Iterator[list[TaskUpdated]]) -> None:
+async def test_an_update_is_encoded_once_however_many_watch(hub: Hub, encoded: list[TaskUpdated]) -> None:
     with hub.watch(TASK) as first, hub.watch(TASK) as second, hub.watch(TASK) as third:
         await hub((update_record(updated(2)),))
         frames = [await slot.take() for slot in (first, second, third)]
     assert frames[0] is frames[1] is frames[2]
-    assert next(encoded) == [updated(2)]
+    assert encoded == [updated(2)]
 
 
-async def test_of_several_updates_in_a_batch_only_the_last_is_encoded(
-    hub: Hub, encoded: Iterator[list[TaskUpdated]]
-) -> None:
+async def test_of_several_updates_in_a_batch_only_the_last_is_encoded(hub: Hub, encoded: list[TaskUpdated]) -> None:
     with hub.watch(TASK) as slot:
         await hub(tuple(update_record(updated(version)) for version in range(2, 100)))
         assert await version_in(slot) == 99
-    assert next(encoded) == [updated(99)]
+    assert encoded == [updated(99)]
 
 
 async def test_an_update_that_nobody_watches_is_not_even_decoded(hub: Hub) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -126,9 +127,14 @@ def hanging(tmp_path: Path) -> Path:
     return path
 
 
-async def _reader_hangs(hanging: Path) -> int:
-    """Wait until a reader has opened the file; return the descriptor that keeps it waiting."""
-    return await asyncio.to_thread(os.open, hanging, os.O_WRONLY)
+@asynccontextmanager
+async def _hung_reader(hanging: Path) -> AsyncIterator[None]:
+    """Wait until a reader has opened the file, and keep it waiting until the end of the block."""
+    descriptor = await asyncio.to_thread(os.open, hanging, os.O_WRONLY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _children(workers: Workers) -> list[psutil.Process]:
@@ -146,12 +152,11 @@ async def test_cancelling_the_task_kills_the_child_that_works_for_it(hanging: Pa
         await workers.start()
         children = _children(workers)
         task = asyncio.create_task(workers.plan(hanging))
-        held = await _reader_hangs(hanging)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await _ended(children)
-        os.close(held)
+        async with _hung_reader(hanging):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await _ended(children)
         assert (await workers.plan(_GOOD)).pages == 13
     finally:
         await workers.aclose()
@@ -162,14 +167,13 @@ async def test_closing_the_pool_ends_its_children_and_whoever_waits(hanging: Pat
     await workers.start()
     children = _children(workers)
     task = asyncio.create_task(workers.plan(hanging))
-    held = await _reader_hangs(hanging)
-    await workers.aclose()
-    with pytest.raises(WorkerLostError, match="shutting down"):
-        await task
+    async with _hung_reader(hanging):
+        await workers.aclose()
+        with pytest.raises(WorkerLostError, match="shutting down"):
+            await task
+        assert await _ended(children)
     with pytest.raises(WorkerLostError, match="shutting down"):
         await workers.plan(_GOOD)
-    assert await _ended(children)
-    os.close(held)
 
 
 async def test_idle_children_that_are_killed_do_not_break_the_pool() -> None:
@@ -190,11 +194,10 @@ async def test_a_child_killed_at_work_is_no_fault_of_the_document(hanging: Path)
     try:
         await workers.start()
         task = asyncio.create_task(workers.plan(hanging))
-        held = await _reader_hangs(hanging)
-        _children(workers)[0].kill()
-        with pytest.raises(WorkerLostError, match="ended from outside"):
-            await task
-        os.close(held)
+        async with _hung_reader(hanging):
+            _children(workers)[0].kill()
+            with pytest.raises(WorkerLostError, match="ended from outside"):
+                await task
     finally:
         await workers.aclose()
 
@@ -223,9 +226,8 @@ async def test_no_child_outlives_a_service_that_is_killed(hanging: Path, tmp_pat
     assert service.stdout is not None
     pids = await service.stdout.readline()
     children = [psutil.Process(int(pid)) for pid in pids.split()]
-    held = await _reader_hangs(hanging)
-    service.kill()
-    await service.wait()
     assert len(children) == 2
-    assert await _ended(children)
-    os.close(held)
+    async with _hung_reader(hanging):
+        service.kill()
+        assert await _ended(children)
+    await service.wait()

@@ -15,7 +15,8 @@ from shared.errors import (
 )
 from shared.kafka import Outgoing
 from shared.retry import LONGEST_WAIT, MAX_STACK_CHARACTERS, attempt_of, route
-from shared.topics import CHUNKS_EXTRACTED, RETRY_DELAYS, WORK_RETENTION
+from shared.settings import RETRY_DELAYS
+from shared.topics import CHUNKS_EXTRACTED, WORK_RETENTION
 from tests.support.builders import NOON, record
 
 OURS = {
@@ -147,6 +148,11 @@ def test_an_attempt_beyond_the_last_delay_is_a_dead_letter() -> None:
     assert route(source, TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON).due_at is None
 
 
+def test_a_record_without_key_and_value_can_be_sent_on() -> None:
+    dead = route(record(None, key=None), UndecodableRecordError("no"), topic=CHUNKS_EXTRACTED, now=NOON).record
+    assert (dead.key, dead.value) == (None, b"")  # no producer sends one with neither
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -196,7 +202,7 @@ def test_key_bytes_and_foreign_headers_survive_and_ours_are_there_once(
     decision = route(source, error, topic=CHUNKS_EXTRACTED, now=now)
     again = route(come_again(decision.record, attempt + 1), error, topic=CHUNKS_EXTRACTED, now=now)
     for outgoing in (decision.record, again.record):
-        assert (outgoing.key, outgoing.value) == (key, value)
+        assert (outgoing.key, outgoing.value) == (key, b"" if key is None and value is None else value)
         assert list(outgoing.headers[: len(headers)]) == headers
         ours = [name for name, _ in outgoing.headers[len(headers) :]]
         assert len(ours) == len(set(ours))

@@ -18,8 +18,9 @@ from shared.errors import (
 )
 from shared.events import ChunksExtracted, DocumentSubmitted, Event, PagesRequested, Stage, UnitFailed
 from shared.kafka import Outgoing
+from shared.settings import RETRY_DELAYS
 from shared.stage import Handle, StageRunner
-from shared.topics import CHUNKS_EXTRACTED, DOCUMENTS_SUBMITTED, PAGES_REQUESTED, RETRY_DELAYS, Topic
+from shared.topics import CHUNKS_EXTRACTED, DOCUMENTS_SUBMITTED, PAGES_REQUESTED, Topic
 from tests.support.builders import (
     NOON,
     OTHER_TASK,

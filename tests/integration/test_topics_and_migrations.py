@@ -1,0 +1,158 @@
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from deploy.local.services import migrate_command, service_environment
+from shared import topics
+from shared.database.migrations import migrate_schema
+from shared.kafka import client_options
+from shared.settings import RETRY_DELAYS, DatabaseSettings, KafkaSettings
+from shared.topics import TOPICS, Topic, create_topics
+from tests.integration.conftest import StackSettings
+
+RETENTION = timedelta(hours=3)
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> tuple[Topic, Topic]:
+    """Declare two topics that nobody else uses in place of the real ones: one retried, one read by all."""
+    names = [f"test-{uuid4()}" for _ in range(2)]
+    pair = Topic(names[0], "embed", "group"), Topic(names[1], "track", None, retention=RETENTION, retried=False)
+    monkeypatch.setattr(topics, "TOPICS", pair)
+    return pair
+
+
+def with_partitions(settings: KafkaSettings, count: int) -> KafkaSettings:
+    return settings.model_copy(update={"topic_partitions": count})
+
+
+async def partitions(settings: KafkaSettings) -> dict[str, int]:
+    async with AIOKafkaAdminClient(**client_options(settings)) as admin:
+        return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+
+
+async def configuration(settings: KafkaSettings, topic: str) -> Mapping[str, str]:
+    async with AIOKafkaAdminClient(**client_options(settings)) as admin:
+        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    return {entry[0]: entry[1] for entry in answers[0].resources[0][4]}
+
+
+def side_topics(topic: Topic) -> set[str]:
+    return {*map(topic.retry, RETRY_DELAYS), topic.dead_letters}
+
+
+async def test_a_migration_makes_every_declared_topic(settings: KafkaSettings) -> None:
+    there = await partitions(settings)
+    for topic in TOPICS:
+        assert there[topic.name] == settings.topic_partitions
+        side = side_topics(topic) if topic.retried else {topic.dead_letters} if topic.group else set()
+        assert {name: there.get(name) for name in side} == dict.fromkeys(side, 1)
+
+
+async def test_creating_topics_again_changes_nothing(settings: KafkaSettings, declared: tuple[Topic, Topic]) -> None:
+    retried, read_by_all = declared
+    wanted = {retried.name, read_by_all.name, *side_topics(retried)}
+    assert set(await create_topics(with_partitions(settings, 3))) == wanted
+    assert await create_topics(with_partitions(settings, 3)) == []
+
+
+async def test_partitions_are_added_but_never_taken_away(
+    settings: KafkaSettings, declared: tuple[Topic, Topic]
+) -> None:
+    retried, read_by_all = declared
+    await create_topics(with_partitions(settings, 2))
+    assert set(await create_topics(with_partitions(settings, 5))) == {retried.name, read_by_all.name}
+    assert await create_topics(with_partitions(settings, 1)) == []
+    there = await partitions(settings)
+    assert {there[retried.name], there[read_by_all.name]} == {5}
+    assert {there[name] for name in side_topics(retried)} == {1}
+
+
+async def test_a_topic_that_is_missing_is_made_beside_those_that_exist(
+    settings: KafkaSettings, declared: tuple[Topic, Topic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retried, read_by_all = declared
+    monkeypatch.setattr(topics, "TOPICS", declared[1:])
+    assert await create_topics(with_partitions(settings, 2)) == [read_by_all.name]
+    monkeypatch.setattr(topics, "TOPICS", declared)
+    created = await create_topics(with_partitions(settings, 4))
+    assert set(created) == {retried.name, read_by_all.name, *side_topics(retried)}
+
+
+async def test_retention_is_set(settings: KafkaSettings, declared: tuple[Topic, Topic]) -> None:
+    retried, read_by_all = declared
+    await create_topics(settings)
+    expected = {
+        retried.name: topics.WORK_RETENTION,
+        retried.retry(RETRY_DELAYS[0]): topics.WORK_RETENTION,
+        retried.dead_letters: topics.DEAD_LETTER_RETENTION,
+        read_by_all.name: RETENTION,
+    }
+    for name, retention in expected.items():
+        config = await configuration(settings, name)
+        assert config["retention.ms"] == str(int(retention.total_seconds() * 1000))
+        assert config["cleanup.policy"] == "delete"
+
+
+async def test_two_migrations_may_create_and_extend_topics_at_once(
+    settings: KafkaSettings, declared: tuple[Topic, Topic]
+) -> None:
+    retried, _ = declared
+    for count in (2, 4, 6):
+        await asyncio.gather(*(create_topics(with_partitions(settings, count)) for _ in range(3)))
+        assert (await partitions(settings))[retried.name] == count
+
+
+@pytest.fixture
+async def empty_database(settings: StackSettings) -> DatabaseSettings:
+    """A database of this test's own, without any schema."""
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(settings.database_url.get_secret_value())
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    url = make_url(settings.database_url.get_secret_value()).set(database=name)
+    return DatabaseSettings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+
+
+async def tables(settings: DatabaseSettings) -> set[str]:
+    connection = await asyncpg.connect(settings.database_url.get_secret_value())
+    records = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    await connection.close()
+    return {record["tablename"] for record in records}
+
+
+async def test_migrating_the_schema_again_changes_nothing(empty_database: DatabaseSettings) -> None:
+    await asyncio.to_thread(migrate_schema, empty_database)
+    made = await tables(empty_database)
+    assert made >= {"tasks", "task_units", "duration_counts", "chunks"}
+    await asyncio.to_thread(migrate_schema, empty_database)
+    assert await tables(empty_database) == made
+
+
+async def test_two_migrations_of_an_empty_database_at_once_both_succeed(
+    settings: StackSettings, empty_database: DatabaseSettings
+) -> None:
+    environment = service_environment(
+        {
+            "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+            "DATABASE_URL": empty_database.database_url.get_secret_value(),
+        }
+    )
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *migrate_command(), env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+    assert "tasks" in await tables(empty_database)
