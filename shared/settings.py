@@ -7,17 +7,29 @@ from the titles and descriptions below.
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 RETRY_DELAYS = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=240))
 """Waits before the second, third and fourth attempt: long enough to outlive a restart or a rate limit's window."""
 
 
-class Settings(BaseSettings):
-    """Base of all settings."""
+def _seconds(value: object) -> object:
+    """Read `15` or `0.5` as seconds; pydantic itself reads only forms such as PT15S from text."""
+    try:
+        return timedelta(seconds=float(value)) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("give a number of seconds, such as 15 or 0.5") from None
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+"""A setting that people write as a number of seconds."""
+
+
+class Settings(BaseSettings):
+    """Base of all settings. An empty variable counts as not set."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
 
 
 class LogSettings(Settings):
@@ -103,8 +115,11 @@ class EmbeddingSettings(Settings):
     openai_base_url: str | None = Field(
         None, title="OpenAI server", description="Base URL of a compatible server, such as http://localhost:11434/v1."
     )
-    embedding_timeout: timedelta = Field(
-        timedelta(seconds=60), title="Embedding timeout", description="Longest wait for one request to the provider."
+    embedding_timeout: Seconds = Field(
+        timedelta(seconds=60),
+        title="Embedding timeout",
+        gt=timedelta(0),
+        description="Longest wait for one request to the provider, in seconds.",
     )
 
     @model_validator(mode="after")

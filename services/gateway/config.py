@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from shared.settings import BlobSettings, EmbeddingSettings, KafkaSettings, LogSettings, VectorSettings
+from shared.settings import BlobSettings, EmbeddingSettings, KafkaSettings, LogSettings, Seconds, VectorSettings
 
 
 class GatewaySettings(KafkaSettings, LogSettings, BlobSettings, VectorSettings, EmbeddingSettings):
@@ -13,13 +13,15 @@ class GatewaySettings(KafkaSettings, LogSettings, BlobSettings, VectorSettings, 
     max_upload_bytes: int = Field(
         256 * 1024 * 1024, ge=1, title="Upload limit", description="Most bytes of one uploaded file."
     )
-    sse_heartbeat: timedelta = Field(
+    sse_heartbeat: Seconds = Field(
         timedelta(seconds=15),
         title="SSE heartbeat",
-        description="Between two signs of life on a silent stream; below the idle timeout of usual proxies, 30-60 s.",
+        gt=timedelta(0),
+        description="Seconds between two signs of life on a silent stream; proxies drop idle ones after 30 to 60.",
     )
-    sse_send_timeout: timedelta = Field(
+    sse_send_timeout: Seconds = Field(
         timedelta(seconds=30),
         title="SSE send timeout",
-        description="After this long without taking a byte a client counts as frozen and is dropped.",
+        gt=timedelta(0),
+        description="Seconds after which a client that takes no byte counts as frozen and is dropped.",
     )

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shared.errors import DependencyUnavailableError, NotAPdfError, PaperlaneError, RateLimitedError, TransientError
 
@@ -117,6 +118,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PaperlaneError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -144,6 +146,12 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
     detail = str(error.detail) if isinstance(error, HTTPException) else str(error)
     headers = error.headers if isinstance(error, HTTPException) else None  # such as Allow, which a 405 must have
     return problem(status, HTTPStatus(status).name.lower(), detail, headers=headers)
+
+
+async def _gone(request: Request, _: Exception) -> JSONResponse:
+    logger.info("client went away", method=request.method, path=request.url.path)
+    detail = "the connection was closed before the request had ended; send it again"
+    return problem(MalformedUploadError.status, MalformedUploadError.code, detail)  # which nobody reads any more
 
 
 async def _unforeseen(_: Request, error: Exception) -> JSONResponse:

@@ -33,7 +33,13 @@ GROUPS = tuple((topic, topic.group) for topic in TOPICS if topic.group)
 
 @dataclass(frozen=True)
 class GroupState:
-    """One consumer group: its members, the records that wait for it, what it has committed and since when."""
+    """One consumer group: its members, the records that wait for it, what it has committed.
+
+    Attributes
+    ----------
+    moved_at
+        When it last committed something, or nothing waited for it.
+    """
 
     members: int
     waiting: int

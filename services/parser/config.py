@@ -3,11 +3,11 @@
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.parser.engines import ParserOptions
-from services.parser.engines.options import MEBIBYTE
-from shared.settings import BlobSettings, EmbeddingSettings
+from services.parser.engines.options import MAX_CHUNK_SIZE, MEBIBYTE
+from shared.settings import BlobSettings, EmbeddingSettings, Seconds
 from shared.worker import WorkerSettings
 
 
@@ -25,15 +25,24 @@ class ParserSettings(WorkerSettings, BlobSettings, EmbeddingSettings):
     parser_memory_limit_mb: int = Field(
         1024, ge=256, title="Parser memory", description="MiB that one document may take in a child process."
     )
-    parser_timeout: timedelta = Field(
+    parser_timeout: Seconds = Field(
         timedelta(seconds=300),
         title="Parser timeout",
-        description="Longest time for one shard before its child is killed.",
+        gt=timedelta(0),
+        description="Longest time for one shard, in seconds, before its child is killed.",
     )
-    chunk_size: int = Field(1000, ge=1, title="Chunk size", description="Most characters in a chunk.")
+    chunk_size: int = Field(
+        1000, ge=1, le=MAX_CHUNK_SIZE, title="Chunk size", description="Most characters in a chunk."
+    )
     chunk_overlap: int = Field(
         100, ge=0, title="Chunk overlap", description="Most characters a chunk repeats from the one before it."
     )
+
+    @model_validator(mode="after")
+    def _overlap_below_size(self) -> "ParserSettings":
+        if self.chunk_overlap >= self.chunk_size:
+            raise ValueError(f"CHUNK_OVERLAP={self.chunk_overlap} must be less than CHUNK_SIZE={self.chunk_size}")
+        return self
 
     @property
     def options(self) -> ParserOptions:

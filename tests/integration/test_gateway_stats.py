@@ -213,12 +213,14 @@ async def test_a_broker_that_does_not_answer_is_away_until_it_answers(
     await eventually(answers)
 
 
-async def test_a_client_that_broke_is_replaced(watch: StageWatch, time: Time) -> None:
+async def test_connections_that_were_cut_are_made_again(watch: StageWatch, time: Time) -> None:
     before = await look(watch, time, Stage.INDEX)
     assert watch._clients is not None
-    admin, consumer = watch._clients
-    await admin.close()
-    await consumer.stop()
+    for client in (watch._clients[0]._client, watch._clients[1]._client):
+        connections = list(client._conns.values())
+        assert connections
+        for connection in connections:
+            connection._writer.transport.abort()
 
     async def answers() -> None:
         try:

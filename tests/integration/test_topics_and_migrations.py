@@ -1,6 +1,8 @@
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -34,14 +36,24 @@ def with_partitions(settings: KafkaSettings, count: int) -> KafkaSettings:
     return settings.model_copy(update={"topic_partitions": count})
 
 
+@asynccontextmanager
+async def admin_of(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
 async def partitions(settings: KafkaSettings) -> dict[str, int]:
-    async with AIOKafkaAdminClient(**client_options(settings)) as admin:
+    async with admin_of(settings) as admin:
         return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
 
 
 async def configuration(settings: KafkaSettings, topic: str) -> Mapping[str, str]:
-    async with AIOKafkaAdminClient(**client_options(settings)) as admin:
-        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    async with admin_of(settings) as admin:
+        answers: list[Any] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
     return {entry[0]: entry[1] for entry in answers[0].resources[0][4]}
 
 

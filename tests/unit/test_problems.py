@@ -1,6 +1,7 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import httpx
@@ -134,7 +135,7 @@ async def test_headers_of_an_error_are_kept(api: httpx.AsyncClient) -> None:
 
 
 async def test_a_client_that_went_away_is_no_error_of_ours(app: FastAPI) -> None:
-    arriving = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    arriving: Iterator[dict[str, Any]] = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
 
     async def receive() -> MutableMapping[str, Any]:
         return next(arriving)
@@ -153,9 +154,9 @@ def test_openapi_describes_the_problems_of_a_call() -> None:
     app = FastAPI()
     problems.install(app)
 
-    @app.get("/x", responses=problems.responses(problems.HTTPStatus.NOT_FOUND))
-    async def x() -> int:
-        return 1
+    @app.get("/x", responses=problems.responses(HTTPStatus.NOT_FOUND))
+    async def x() -> problems.InvalidField:
+        return problems.InvalidField(name="x", message="y")
 
     document = json.loads(json.dumps(app.openapi()))
     described = document["paths"]["/x"]["get"]["responses"]["404"]
