@@ -127,7 +127,7 @@ class Relay(ConsumerRebalanceListener):
 
 def due_at(record: Record) -> datetime:
     """Return when a record is due; at once where its header makes no sense."""
-    text = dict(record.headers).get("due-at", b"")
+    text = dict(record.headers).get("due-at") or b""  # Kafka has headers without a value, too
     try:
         due = datetime.fromisoformat(text.decode())
     except ValueError:

@@ -129,7 +129,7 @@ class StageWatch:
 
     def _state(self, topic: Topic, members: int, waiting: int, committed: int, at: datetime) -> GroupState:
         known = self._groups.get(topic.name)
-        moved_at = known.moved_at if known and known.committed == committed else at
+        moved_at = known.moved_at if known and known.waiting and known.committed == committed else at
         return GroupState(members, waiting, committed, moved_at)
 
     async def _connected(self) -> tuple[AIOKafkaAdminClient, AIOKafkaConsumer]:

@@ -19,6 +19,7 @@ from shared.kafka import client_options
 from shared.settings import RETRY_DELAYS, DatabaseSettings, KafkaSettings
 from shared.topics import TOPICS, Topic, create_topics
 from tests.integration.conftest import StackSettings
+from tests.support.eventually import eventually
 
 RETENTION = timedelta(hours=3)
 
@@ -51,6 +52,16 @@ async def partitions(settings: KafkaSettings) -> dict[str, int]:
         return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
 
 
+async def have(settings: KafkaSettings, expected: Mapping[str, int]) -> None:
+    """Wait until topics have as many partitions as expected; the broker shows them a moment after it made them."""
+
+    async def check() -> None:
+        there = await partitions(settings)
+        assert {name: there.get(name) for name in expected} == expected
+
+    await eventually(check)
+
+
 async def configuration(settings: KafkaSettings, topic: str) -> Mapping[str, str]:
     async with admin_of(settings) as admin:
         answers: list[Any] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
@@ -71,21 +82,22 @@ async def test_a_migration_makes_every_declared_topic(settings: KafkaSettings) -
 
 async def test_creating_topics_again_changes_nothing(settings: KafkaSettings, declared: tuple[Topic, Topic]) -> None:
     retried, read_by_all = declared
-    wanted = {retried.name, read_by_all.name, *side_topics(retried)}
-    assert set(await create_topics(with_partitions(settings, 3))) == wanted
+    wanted = {retried.name: 3, read_by_all.name: 3, **dict.fromkeys(side_topics(retried), 1)}
+    assert set(await create_topics(with_partitions(settings, 3))) == set(wanted)
+    await have(settings, wanted)
     assert await create_topics(with_partitions(settings, 3)) == []
+    await have(settings, wanted)
 
 
-async def test_partitions_are_added_but_never_taken_away(
-    settings: KafkaSettings, declared: tuple[Topic, Topic]
-) -> None:
+async def test_partitions_are_added_but_never_taken_away(settings: KafkaSettings, declared: tuple[Topic, Topic]) -> None:
     retried, read_by_all = declared
+    side = dict.fromkeys(side_topics(retried), 1)
     await create_topics(with_partitions(settings, 2))
+    await have(settings, {retried.name: 2, read_by_all.name: 2, **side})
     assert set(await create_topics(with_partitions(settings, 5))) == {retried.name, read_by_all.name}
+    await have(settings, {retried.name: 5, read_by_all.name: 5, **side})
     assert await create_topics(with_partitions(settings, 1)) == []
-    there = await partitions(settings)
-    assert {there[retried.name], there[read_by_all.name]} == {5}
-    assert {there[name] for name in side_topics(retried)} == {1}
+    await have(settings, {retried.name: 5, read_by_all.name: 5, **side})
 
 
 async def test_a_topic_that_is_missing_is_made_beside_those_that_exist(
@@ -94,33 +106,35 @@ async def test_a_topic_that_is_missing_is_made_beside_those_that_exist(
     retried, read_by_all = declared
     monkeypatch.setattr(topics, "TOPICS", declared[1:])
     assert await create_topics(with_partitions(settings, 2)) == [read_by_all.name]
+    await have(settings, {read_by_all.name: 2})
     monkeypatch.setattr(topics, "TOPICS", declared)
     created = await create_topics(with_partitions(settings, 4))
     assert set(created) == {retried.name, read_by_all.name, *side_topics(retried)}
+    await have(settings, {retried.name: 4, read_by_all.name: 4})
 
 
 async def test_retention_is_set(settings: KafkaSettings, declared: tuple[Topic, Topic]) -> None:
     retried, read_by_all = declared
-    await create_topics(settings)
     expected = {
         retried.name: topics.WORK_RETENTION,
         retried.retry(RETRY_DELAYS[0]): topics.WORK_RETENTION,
         retried.dead_letters: topics.DEAD_LETTER_RETENTION,
         read_by_all.name: RETENTION,
     }
+    await create_topics(with_partitions(settings, 1))
+    await have(settings, dict.fromkeys(expected, 1))
     for name, retention in expected.items():
         config = await configuration(settings, name)
         assert config["retention.ms"] == str(int(retention.total_seconds() * 1000))
         assert config["cleanup.policy"] == "delete"
 
 
-async def test_two_migrations_may_create_and_extend_topics_at_once(
+async def test_several_migrations_may_create_and_extend_topics_at_once(
     settings: KafkaSettings, declared: tuple[Topic, Topic]
 ) -> None:
-    retried, _ = declared
     for count in (2, 4, 6):
         await asyncio.gather(*(create_topics(with_partitions(settings, count)) for _ in range(3)))
-        assert (await partitions(settings))[retried.name] == count
+        await have(settings, {topic.name: count for topic in declared})
 
 
 @pytest.fixture

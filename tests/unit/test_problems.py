@@ -135,7 +135,9 @@ async def test_headers_of_an_error_are_kept(api: httpx.AsyncClient) -> None:
 
 
 async def test_a_client_that_went_away_is_no_error_of_ours(app: FastAPI) -> None:
-    arriving: Iterator[dict[str, Any]] = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    arriving: Iterator[dict[str, Any]] = iter(
+        [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    )
 
     async def receive() -> MutableMapping[str, Any]:
         return next(arriving)

@@ -14,6 +14,7 @@ from shared.errors import (
     error_message,
 )
 from shared.kafka import Outgoing
+from shared.relay import due_at
 from shared.retry import LONGEST_WAIT, MAX_STACK_CHARACTERS, attempt_of, route
 from shared.settings import RETRY_DELAYS
 from shared.topics import CHUNKS_EXTRACTED, WORK_RETENTION
@@ -213,4 +214,25 @@ def test_key_bytes_and_foreign_headers_survive_and_ours_are_there_once(
 @given(now=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 bounds have no zone
 def test_the_due_time_reads_back_as_it_was_decided(now: datetime) -> None:
     decision = route(record(b"{}"), TransientError("away"), topic=CHUNKS_EXTRACTED, now=now)
-    assert datetime.fromisoformat(headers_of(decision.record)["due-at"]) == decision.due_at
+    assert due_at(record(b"{}", headers=decision.record.headers)) == decision.due_at
+
+
+@pytest.mark.parametrize("header", [b"", b"soon", b"\xff", None])
+def test_a_due_time_that_makes_no_sense_is_now(header: bytes) -> None:
+    assert due_at(record(b"{}", headers=[("due-at", header)])) < NOON
+
+
+def test_a_record_without_a_due_time_is_due() -> None:
+    assert due_at(record(b"{}")) < NOON
+
+
+def test_a_due_time_without_a_zone_is_in_utc() -> None:
+    assert due_at(record(b"{}", headers=[("due-at", b"2026-03-01T12:00:00")])) == NOON
+
+
+def test_other_delays_are_passed_through_in_their_order() -> None:
+    delays = (timedelta(seconds=5),)
+    first = route(record(b"{}"), TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON, delays=delays)
+    assert (first.record.topic, first.due_at) == ("chunks.extracted.retry.5s", NOON + delays[0])
+    second = route(come_again(first.record, 2), ValueError(), topic=CHUNKS_EXTRACTED, now=NOON, delays=delays)
+    assert second.record.topic == "chunks.extracted.dlq"

@@ -1,7 +1,6 @@
 """What an engine is, and what all engines agree on."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,25 +14,11 @@ from shared.errors import (
     PermanentError,
 )
 
-HEADER = b"%PDF-"
-HEADER_WINDOW = 1024
-"""Bytes at the start of a file in which readers look for the header."""
-
 MAX_PAGES = 100_000
 """Most pages of a document. pypdf's own limit; a page tree of a few kB can claim millions."""
 
 _METADATA_KEYS = ("Title", "Author", "Subject", "Keywords", "Creator", "Producer", "CreationDate", "ModDate")
 _METADATA_LENGTH = 1000  # characters; enough for a title or an abstract, and it travels in an event
-
-_OTHER_KINDS = (
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"PK\x03\x04", "a ZIP archive or an Office document"),
-    (b"\xd0\xcf\x11\xe0", "an old Office document"),
-    (b"%!PS", "a PostScript file"),
-    (b"{\\rtf", "an RTF document"),
-    (b"<", "an HTML or XML page"),
-)
 
 # Of two refusals the one further left tells a user more.
 _TELLING = (EncryptedPdfError, PdfLimitError, NotAPdfError, CorruptPdfError, EmptyPdfError)
@@ -69,25 +54,6 @@ class Document(Protocol):
             This page cannot be read.
         """
         ...
-
-
-def check_header(path: Path) -> None:
-    """Refuse a file that no engine needs to look at.
-
-    Raises
-    ------
-    NotAPdfError
-        The file is empty or has no PDF header within its first 1,024 bytes.
-    """
-    with path.open("rb") as file:
-        start = file.read(HEADER_WINDOW)
-    if not start:
-        raise NotAPdfError("The file is empty (0 bytes).")
-    if HEADER in start:
-        return
-    kind = next((kind for magic, kind in _OTHER_KINDS if start.lstrip().startswith(magic)), None)
-    found = f"it looks like {kind}" if kind else "its first 1,024 bytes have no %PDF- header"
-    raise NotAPdfError(f"The file is not a PDF: {found}.")
 
 
 def check_pages(pages: int) -> None:

@@ -19,6 +19,7 @@ from services.parser.engines.pdfium import PdfiumDocument
 from services.parser.engines.pypdf import PypdfDocument
 from services.parser.text import normalise
 from shared.errors import PermanentError
+from shared.pdf import HEADER_WINDOW, check_header
 
 SECOND_OPINION_BUDGET = timedelta(seconds=45)
 """Processor time that pypdf may take for the pages of one shard on which pdfium found no text. Enough for a shard
@@ -94,7 +95,8 @@ def plan(path: Path, options: ParserOptions) -> Plan:
     NotAPdfError, CorruptPdfError, EncryptedPdfError, EmptyPdfError, PdfLimitError
         No engine can open it; of several reasons the more telling one.
     """
-    base.check_header(path)
+    with path.open("rb") as file:
+        check_header(file.read(HEADER_WINDOW))
     failures: list[PermanentError] = []
     for engine in options.engines:
         try:
