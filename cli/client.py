@@ -84,7 +84,8 @@ class Client:
                 await source.response.aread()
                 raise ApiError(_reason(source.response))
             async for event in source.aiter_sse():
-                yield event.event, event.id, event.json()
+                if event.data:  # a heartbeat comes out as an event without data
+                    yield event.event, event.id, event.json()
 
     async def search(self, query: str, limit: int) -> list[Answer]:
         """Return the hits for a query, best first."""

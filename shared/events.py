@@ -6,17 +6,19 @@ sized to stay well below the broker's record limit.
 """
 
 import base64
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 PAGE_WEIGHT = 1000
 """Weight of one page in a task's progress; a part weighs its share of its shard's pages, in thousandths of a page."""
+
+MOST = 2**31 - 1
+"""The largest number in an event, so that PostgreSQL takes what was decoded: its integers have 32 bits."""
 
 _DOCUMENTS = UUID("6f0b3d7e-6d55-4f0e-9f53-1a3c1c8a5b11")
 
@@ -52,7 +54,7 @@ class DocumentEvent(Event):
     document_id: UUID
     owner: str
     filename: str
-    submitted_at: datetime
+    submitted_at: AwareDatetime
 
 
 class DocumentSubmitted(DocumentEvent):
@@ -68,7 +70,7 @@ class PagesRequested(DocumentEvent):
 
     blob_url: str
     engine: str
-    shard: int = Field(ge=0)
+    shard: int = Field(ge=0, le=MOST)
     first_page: int = Field(ge=1)
     last_page: int = Field(ge=1)
 
@@ -93,9 +95,9 @@ class PartEvent(DocumentEvent):
         The part's share of its shard's pages, in thousandths of a page (see `PAGE_WEIGHT`).
     """
 
-    shard: int = Field(ge=0)
-    part: int = Field(ge=0)
-    weight: int = Field(ge=0)
+    shard: int = Field(ge=0, le=MOST)
+    part: int = Field(ge=0, le=MOST)
+    weight: int = Field(ge=0, le=MOST)
     chunks: tuple[Chunk, ...]
 
 
@@ -113,7 +115,7 @@ class ChunksEmbedded(PartEvent):
     """
 
     model: str
-    dimension: int = Field(ge=1)
+    dimension: int = Field(ge=1, le=MOST)
     vectors: str
 
     @classmethod
@@ -134,22 +136,22 @@ class DocumentCompleted(Event):
 
     document_id: UUID
     owner: str
-    submitted_at: datetime
+    submitted_at: AwareDatetime
 
 
 class Timed(Event):
     """A unit of work that a stage finished."""
 
-    started_at: datetime
-    finished_at: datetime
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
 
 
 class DocumentPlanned(Timed):
     """The parser knows what the document is made of."""
 
     kind: Literal["document_planned"] = "document_planned"
-    pages: int = Field(ge=1)
-    shards: int = Field(ge=1)
+    pages: int = Field(ge=1, le=MOST)
+    shards: int = Field(ge=1, le=MOST)
     engine: str
     metadata: dict[str, str]
 
@@ -158,33 +160,33 @@ class ShardExtracted(Timed):
     """The text of a shard has left the parser, in `parts` parts (none if its pages have no text)."""
 
     kind: Literal["shard_extracted"] = "shard_extracted"
-    shard: int = Field(ge=0)
-    pages: int = Field(ge=1)
-    pages_without_text: int = Field(ge=0)
-    characters: int = Field(ge=0)
-    chunks: int = Field(ge=0)
-    parts: int = Field(ge=0)
+    shard: int = Field(ge=0, le=MOST)
+    pages: int = Field(ge=1, le=MOST)
+    pages_without_text: int = Field(ge=0, le=MOST)
+    characters: int = Field(ge=0, le=MOST)
+    chunks: int = Field(ge=0, le=MOST)
+    parts: int = Field(ge=0, le=MOST)
 
 
 class PartEmbedded(Timed):
     """A part has its vectors."""
 
     kind: Literal["part_embedded"] = "part_embedded"
-    shard: int = Field(ge=0)
-    part: int = Field(ge=0)
-    weight: int = Field(ge=0)
-    tokens: int = Field(ge=0, description="tokens billed by the provider, 0 where it does not count")
+    shard: int = Field(ge=0, le=MOST)
+    part: int = Field(ge=0, le=MOST)
+    weight: int = Field(ge=0, le=MOST)
+    tokens: int = Field(ge=0, le=MOST, description="tokens billed by the provider, 0 where it does not count")
     model: str
-    dimension: int = Field(ge=1)
+    dimension: int = Field(ge=1, le=MOST)
 
 
 class PartIndexed(Timed):
     """A part can be searched."""
 
     kind: Literal["part_indexed"] = "part_indexed"
-    shard: int = Field(ge=0)
-    part: int = Field(ge=0)
-    weight: int = Field(ge=0)
+    shard: int = Field(ge=0, le=MOST)
+    part: int = Field(ge=0, le=MOST)
+    weight: int = Field(ge=0, le=MOST)
 
 
 class UnitFailed(Event):
@@ -198,11 +200,11 @@ class UnitFailed(Event):
 
     kind: Literal["unit_failed"] = "unit_failed"
     stage: Stage
-    shard: int = Field(ge=0)
-    part: int = Field(ge=0)
+    shard: int = Field(ge=0, le=MOST)
+    part: int = Field(ge=0, le=MOST)
     code: str
     message: str
-    failed_at: datetime
+    failed_at: AwareDatetime
 
 
 TaskEvent = Annotated[

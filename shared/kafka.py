@@ -23,6 +23,11 @@ PING_TIMEOUT = timedelta(seconds=2)
 """A broker that does not answer within it counts as away; stays below the timeout of a readiness probe."""
 
 
+LARGEST_RECORD = 2 * 1024 * 1024
+"""Bytes of a record that a publisher may send: a copy of any record that a work topic takes (1 MiB, Kafka's own
+limit), with the headers that say why it failed. Retry and dead-letter topics take as much."""
+
+
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return the options that all Kafka clients share."""
     return {"bootstrap_servers": settings.kafka_bootstrap_servers}
@@ -65,7 +70,9 @@ class Publisher:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience.total_seconds()
         while self._producer is None:
-            producer = AIOKafkaProducer(**client_options(self._settings), acks="all", enable_idempotence=True)
+            producer = AIOKafkaProducer(
+                **client_options(self._settings), acks="all", enable_idempotence=True, max_request_size=LARGEST_RECORD
+            )
             try:
                 await producer.start()
             except KafkaConnectionError as error:

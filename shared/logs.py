@@ -10,6 +10,9 @@ from shared.settings import LogSettings
 NOISY = ("aiokafka", "faststream", "httpx", "httpcore", "uvicorn.access", "sse_starlette", "pypdf", "alembic")
 """Libraries whose chatter below a warning helps nobody in operation."""
 
+OWN_HANDLERS = ("uvicorn", "uvicorn.error", "faststream")
+"""Libraries that write in a format of their own unless they are made to pass their lines on."""
+
 
 def configure_logging(settings: LogSettings, service: str) -> None:
     """Send the logs of this process, those of its libraries too, to stderr in one format.
@@ -45,4 +48,7 @@ def configure_logging(settings: LogSettings, service: str) -> None:
     logging.basicConfig(handlers=[handler], level=settings.log_level, force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in OWN_HANDLERS:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     structlog.contextvars.bind_contextvars(service=service)

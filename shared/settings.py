@@ -18,7 +18,7 @@ def _seconds(value: object) -> object:
     """Read `15` or `0.5` as seconds; pydantic itself reads only forms such as PT15S from text."""
     try:
         return timedelta(seconds=float(value)) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError("give a number of seconds, such as 15 or 0.5") from None
 
 
@@ -67,7 +67,7 @@ class KafkaSettings(Settings):
         if not isinstance(value, str):
             return value
         seconds = [part.strip() for part in value.split(",") if part.strip()]
-        if not all(part.isdigit() and int(part) > 0 for part in seconds):
+        if not all(part.isdecimal() and int(part) > 0 for part in seconds):
             raise ValueError("give whole seconds above 0, separated by commas, such as 60,120,240")
         return tuple(timedelta(seconds=int(part)) for part in seconds)
 

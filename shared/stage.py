@@ -82,7 +82,9 @@ class StageRunner(Generic[E]):
             outputs, outcome = await self._outputs(record)
             await self._publisher.publish(outputs)
             metrics.RECORDS.labels(self.topic.stage, self.topic.name, outcome).inc()
-            metrics.RECORD_SECONDS.labels(self.topic.stage, self.topic.name).observe(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            metrics.RECORD_SECONDS.labels(self.topic.stage, self.topic.name).observe(seconds)
+            logger.debug("record processed", outcome=outcome, seconds=round(seconds, 4))
 
     async def _outputs(self, record: Record) -> tuple[Sequence[Outgoing], str]:
         """Return what to publish for a record, and how it went: done, retried or dead."""

@@ -4,14 +4,15 @@ Auto-creation would make a single partition, and a producer to a missing topic b
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import for_code
+from aiokafka.errors import InvalidPartitionsError, for_code
 
 from shared.events import Stage
-from shared.kafka import client_options
+from shared.kafka import LARGEST_RECORD, client_options
 from shared.settings import KafkaSettings
 
 WORK_RETENTION = timedelta(days=7)
@@ -77,21 +78,30 @@ TOPICS = (
 
 
 def declared(settings: KafkaSettings) -> Iterator[NewTopic]:
-    """Yield all topics with their retry and dead-letter topics.
-
-    Side topics carry little and keep no order of their own, so one partition does.
-    """
+    """Yield all topics with their retry and dead-letter topics."""
     for topic in TOPICS:
-        yield _new_topic(topic.name, settings.topic_partitions, topic.retention, settings)
-        if topic.retried:
-            for delay in settings.retry_delays:
-                yield _new_topic(topic.retry(delay), 1, WORK_RETENTION, settings)
-        if topic.group:
-            yield _new_topic(topic.dead_letters, 1, DEAD_LETTER_RETENTION, settings)
+        yield from with_side_topics(topic, settings)
 
 
-def _new_topic(name: str, partitions: int, retention: timedelta, settings: KafkaSettings) -> NewTopic:
-    config = {"retention.ms": str(int(retention.total_seconds() * 1000)), "cleanup.policy": "delete"}
+def with_side_topics(topic: Topic, settings: KafkaSettings) -> Iterator[NewTopic]:
+    """Yield a topic with its retry and dead-letter topics.
+
+    Side topics carry little and keep no order of their own, so one partition does. Their records have more headers
+    than the originals, so they may be larger.
+    """
+    larger = {"max.message.bytes": str(LARGEST_RECORD)}
+    yield _new_topic(topic.name, settings.topic_partitions, topic.retention, settings, {})
+    if topic.retried:
+        for delay in settings.retry_delays:
+            yield _new_topic(topic.retry(delay), 1, WORK_RETENTION, settings, larger)
+    if topic.group:
+        yield _new_topic(topic.dead_letters, 1, DEAD_LETTER_RETENTION, settings, larger)
+
+
+def _new_topic(
+    name: str, partitions: int, retention: timedelta, settings: KafkaSettings, more: dict[str, str]
+) -> NewTopic:
+    config = {"retention.ms": str(int(retention.total_seconds() * 1000)), "cleanup.policy": "delete", **more}
     return NewTopic(name, partitions, settings.topic_replication_factor, topic_configs=config)
 
 
@@ -118,8 +128,9 @@ async def create_topics(settings: KafkaSettings) -> list[str]:
         }
         if missing:
             _check(await admin.create_topics(missing))
-        if short:
-            _check(await admin.create_partitions(short))
+        for name, more in short.items():
+            with suppress(InvalidPartitionsError):  # another migration was faster: the topic has that many already
+                await admin.create_partitions({name: more})
         return [topic.name for topic in missing] + list(short)
     finally:
         await admin.close()
@@ -127,8 +138,7 @@ async def create_topics(settings: KafkaSettings) -> list[str]:
 
 def _check(response: object) -> None:
     """Raise the first error of an admin response; one made at the same time by another migration is fine."""
-    answers = getattr(response, "topic_errors", None) or getattr(response, "results", [])
-    for name, code, *message in answers:
+    for name, code, *message in getattr(response, "topic_errors", ()):
         error = for_code(code)
         if code and error.__name__ != "TopicAlreadyExistsError":
             raise error(f"{name}: {message[0] if message else error.description}")

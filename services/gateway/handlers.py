@@ -81,7 +81,8 @@ class Deleted(BaseModel):
     status_code=HTTPStatus.ACCEPTED,
     tags=["tasks"],
     summary="Upload a PDF",
-    responses=responses(
+    responses=examples.answer(examples.ACCEPTED, 202)
+    | responses(
         HTTPStatus.BAD_REQUEST,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -99,7 +100,12 @@ async def upload(request: Request, response: Response, context: InContext) -> Ac
     return Accepted(task_id=task.task_id, message=message)
 
 
-@router.get("/tasks", tags=["tasks"], summary="List tasks", responses=responses(HTTPStatus.UNPROCESSABLE_ENTITY))
+@router.get(
+    "/tasks",
+    tags=["tasks"],
+    summary="List tasks",
+    responses=examples.answer(examples.TASK_PAGE) | responses(HTTPStatus.UNPROCESSABLE_ENTITY),
+)
 async def list_tasks(
     context: InContext,
     status: Annotated[TaskStatus | None, Query(description="only tasks in this status")] = None,
@@ -115,7 +121,7 @@ async def list_tasks(
     "/tasks/{task_id}",
     tags=["tasks"],
     summary="Show a task",
-    responses=responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    responses=examples.answer(examples.TASK) | responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
 async def show_task(task: OfTask) -> Task:
     """Return a task with its progress by stage, its result or its error."""
@@ -154,7 +160,8 @@ async def stream_task(
     "/search",
     tags=["search"],
     summary="Search what was indexed",
-    responses=responses(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+    responses=examples.answer(examples.FOUND)
+    | responses(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def search_chunks(
     context: InContext,
@@ -165,7 +172,9 @@ async def search_chunks(
     return await search(context.embedder, context.vectors, OWNER, q, limit)
 
 
-@router.get("/stats", tags=["operation"], summary="Show how the service does")
+@router.get(
+    "/stats", tags=["operation"], summary="Show how the service does", responses=examples.answer(examples.STATS)
+)
 async def show_stats(context: InContext) -> Stats:
     """Return counts of tasks by status, and what every stage has done and has still to do."""
     return await read_stats(context.pool, context.tasks, context.watch, OWNER)
@@ -175,7 +184,7 @@ async def show_stats(context: InContext) -> Stats:
     "/cleanup",
     tags=["operation"],
     summary="Delete old tasks",
-    responses=responses(HTTPStatus.UNPROCESSABLE_ENTITY),
+    responses=examples.answer(examples.DELETED) | responses(HTTPStatus.UNPROCESSABLE_ENTITY),
 )
 async def delete_old_tasks(
     context: InContext,
@@ -189,7 +198,8 @@ async def delete_old_tasks(
     "/health",
     tags=["operation"],
     summary="Check every component",
-    responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": Health, "description": "a component is not well"}},
+    responses=examples.answer(examples.HEALTH)
+    | {HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": Health, "description": "a component is not well"}},
 )
 async def show_health(context: InContext, response: Response) -> Health:
     """Return 200 where every component is well, 503 otherwise, with a line for each."""
@@ -199,7 +209,13 @@ async def show_health(context: InContext, response: Response) -> Health:
     return health
 
 
-@router.get("/metrics", tags=["operation"], summary="Expose metrics to Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    tags=["operation"],
+    summary="Expose metrics to Prometheus",
+    response_class=Response,
+    responses=examples.METRICS,
+)
 async def show_metrics(context: InContext) -> Response:
     """Return metrics in Prometheus's text format."""
     body = await exposition.expose(context.pool, context.tasks, context.watch)

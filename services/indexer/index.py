@@ -1,7 +1,7 @@
 """Puts embedded parts into the vector store, and takes out what a newer version of a document replaced."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from shared.batching import MicroBatcher
 from shared.clock import now
@@ -10,6 +10,8 @@ from shared.events import ChunksEmbedded, DocumentCompleted, PartIndexed, chunk_
 from shared.kafka import Outgoing
 from shared.topics import TASK_EVENTS
 from shared.vectors import StoredChunk, VectorStore
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PartIndexer:
@@ -74,7 +76,7 @@ class PartIndexer:
 
 def version_of(submitted_at: datetime) -> int:
     """Return a document's version: the microsecond since the epoch in which its task was accepted."""
-    return round(submitted_at.timestamp() * 1_000_000)
+    return (submitted_at - EPOCH) // timedelta(microseconds=1)
 
 
 def _stored(event: ChunksEmbedded) -> Iterator[StoredChunk]:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from shared import broker as broker_module
 from shared.broker import Broker, Membership, Record, WaitingConsumer, subscribe
+from shared.topics import Topic
 from tests.support.eventually import before_long, eventually
 from tests.support.kafka_lab import KafkaLab, consumer_of
 
@@ -48,29 +49,40 @@ class Recorder:
         await eventually(check)
 
 
-class Watched(WaitingConsumer):
-    """Writes down the polls of FastStream, which sleeps, deaf to what arrives, after each that returns nothing."""
+class Polls:
+    """The polls of FastStream, which sleeps, deaf to what arrives, after each that returns nothing."""
 
-    def __init__(self, *topics: str, **options: Any) -> None:
-        super().__init__(*topics, **options)
+    def __init__(self) -> None:
         self.begun = 0
         self.returned: list[int] = []
         self.several_timeouts = asyncio.Event()
 
-    @override
-    async def getmany(
-        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
-    ) -> dict[TopicPartition, list[Record]]:
-        self.begun += 1
-        asyncio.get_running_loop().call_later(5 * timeout_ms / 1000, self.several_timeouts.set)
-        records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
-        self.returned.append(sum(map(len, records.values())))
-        return records
+    def watch(self) -> type[WaitingConsumer]:
+        """Return a consumer class whose polls are written down here."""
+        polls = self
+
+        class Watched(WaitingConsumer):
+            @override
+            async def getmany(
+                self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+            ) -> dict[TopicPartition, list[Record]]:
+                polls.begun += 1
+                asyncio.get_running_loop().call_later(5 * timeout_ms / 1000, polls.several_timeouts.set)
+                records = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+                polls.returned.append(sum(map(len, records.values())))
+                return records
+
+        return Watched
 
 
 async def test_records_are_handed_over_as_they_are(lab: KafkaLab) -> None:
     topic, recorder = await lab.topic(), Recorder()
-    headers = (("attempt", b"1"), ("anything", b"\xff\xfe\x00"), ("null", None), ("attempt", b"2"))
+    headers: tuple[tuple[str, Any], ...] = (
+        ("attempt", b"1"),
+        ("anything", b"\xff\xfe\x00"),
+        ("null", None),
+        ("attempt", b"2"),
+    )
     await lab.send(topic.name, b"\xff{not json", key=b"\x80key", headers=headers)
     await lab.send(topic.name, None, key=None)
     async with lab.consuming(topic, recorder):
@@ -142,16 +154,14 @@ async def test_an_idle_subscriber_is_always_in_a_poll_which_a_record_ends_at_onc
     lab: KafkaLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker_module, "POLL_TIMEOUT", timedelta(milliseconds=20))
-    monkeypatch.setattr(broker_module, "WaitingConsumer", Watched)
-    topic, recorder = await lab.topic(), Recorder()
-    async with lab.consuming(topic, recorder) as broker:
-        consumer = consumer_of(broker)
-        assert isinstance(consumer, Watched)
-        await before_long(consumer.several_timeouts.wait())
-        assert (consumer.begun, consumer.returned) == (1, [])
+    topic, recorder, polls = await lab.topic(), Recorder(), Polls()
+    monkeypatch.setattr(broker_module, "WaitingConsumer", polls.watch())
+    async with lab.consuming(topic, recorder):
+        await before_long(polls.several_timeouts.wait())
+        assert (polls.begun, polls.returned) == (1, [])
         await lab.send(topic.name, b"at last")
         await recorder.has(1)
-    assert consumer.returned == [1]
+    assert polls.returned == [1]
 
 
 async def test_a_stop_lets_the_batch_in_flight_finish_and_commits_it(lab: KafkaLab) -> None:
@@ -236,7 +246,7 @@ async def _assert_at_least(things: Sequence[object], count: int) -> None:
     assert len(things) >= count
 
 
-async def _assert_committed(lab: KafkaLab, topic: broker_module.Topic, offsets: dict[int, int]) -> None:
+async def _assert_committed(lab: KafkaLab, topic: Topic, offsets: dict[int, int]) -> None:
     assert await lab.committed(topic) == offsets
 
 

@@ -85,9 +85,7 @@ async def test_only_the_given_owners_tasks_go(tasks: Tasks, pool: Pool, blobs: B
     assert files(folder) == {str(kept.task_id)}
 
 
-async def test_a_blob_that_is_gone_already_is_no_hindrance(
-    tasks: Tasks, pool: Pool, blobs: BlobStore
-) -> None:
+async def test_a_blob_that_is_gone_already_is_no_hindrance(tasks: Tasks, pool: Pool, blobs: BlobStore) -> None:
     task = await uploaded(tasks, blobs, "failed")
     await blobs.delete([task.blob_url])
     assert await clean_up(pool, blobs, KEPT, clock=just_old_enough) == 1
@@ -119,9 +117,7 @@ async def test_many_go_in_several_batches(
     assert (await left(pool), files(folder)) == (set(), set())
 
 
-async def test_a_row_that_another_clean_up_has_in_hand_is_skipped(
-    tasks: Tasks, pool: Pool, blobs: BlobStore
-) -> None:
+async def test_a_row_that_another_clean_up_has_in_hand_is_skipped(tasks: Tasks, pool: Pool, blobs: BlobStore) -> None:
     held, free = [await uploaded(tasks, blobs, "completed") for _ in range(2)]
     async with acquire(pool) as other, other.transaction():
         await other.execute("SELECT 1 FROM tasks WHERE task_id = $1 FOR UPDATE", held.task_id)

@@ -100,8 +100,9 @@ async def test_the_rate_is_what_ended_in_the_last_minute(tasks: Tasks, pool: Poo
     task = await insert(tasks)
     ends = [START + timedelta(seconds=20 * n) for n in range(6)]
     await TaskStore(pool).fold([embedded(task, 0, n, 1, end, took=timedelta()) for n, end in enumerate(ends)])
-    for at, rate in ((ends[-1], 3), (ends[3], 6 - 1), (ends[-1] + RATE_WINDOW, 0)):
-        stats = await read_stats(pool, tasks, watch, "owner", lambda at=at: at)
+    clock = Time()
+    for clock.now, rate in ((ends[-1], 3), (ends[-1] + RATE_WINDOW / 3, 2), (ends[-1] + RATE_WINDOW, 0)):
+        stats = await read_stats(pool, tasks, watch, "owner", clock)
         assert stats.stages[Stage.EMBED].rate == rate
         assert stats.stages[Stage.EMBED].done == 6
     assert stats.stages[Stage.INDEX].rate == 0
@@ -129,9 +130,7 @@ async def test_without_a_broker_the_numbers_of_the_database_are_still_told(tasks
     assert stats.tasks[TaskStatus.RUNNING] == 1
 
 
-async def test_what_waits_at_the_broker_is_told(
-    lab: KafkaLab, tasks: Tasks, pool: Pool, watch: StageWatch
-) -> None:
+async def test_what_waits_at_the_broker_is_told(lab: KafkaLab, tasks: Tasks, pool: Pool, watch: StageWatch) -> None:
     await lab.send(CHUNKS_EMBEDDED.name, b"{}", key=b"k")
     async with lab.consuming(DOCUMENTS_COMPLETED, ignore):
         stats = await read_stats(pool, tasks, watch, "owner")

@@ -76,7 +76,7 @@ async def test_a_start_waits_for_a_broker_that_comes_later(
     topic, publisher = await lab.topic(), Publisher(KafkaSettings(kafka_bootstrap_servers=f"127.0.0.1:{free_port}"))
     starting = asyncio.create_task(publisher.start())
     with monkeypatch.context() as patch:
-        patch.setattr(kafka.asyncio, "sleep", noticed)
+        patch.setattr(asyncio, "sleep", noticed)
         await before_long(refused.wait())
     async with forwarding(free_port, lab.settings.kafka_bootstrap_servers):
         await before_long(starting)
@@ -98,9 +98,7 @@ async def test_records_arrive_as_they_are_and_in_order(lab: KafkaLab, publisher:
 
 async def test_an_event_is_published_as_json_that_reads_back_the_same(lab: KafkaLab, publisher: Publisher) -> None:
     topic, task = await lab.topic(), new_task("søren")
-    event = DocumentCompleted(
-        task_id=task.task_id, document_id=task.document_id, owner=task.owner, submitted_at=START
-    )
+    event = DocumentCompleted(task_id=task.task_id, document_id=task.document_id, owner=task.owner, submitted_at=START)
     await publisher.publish([Outgoing.of(topic.name, "clé", event)])
     (record,) = await lab.read(topic.name, 1)
     assert record.key == "clé".encode()

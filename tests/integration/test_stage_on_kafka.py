@@ -120,6 +120,17 @@ async def test_a_record_without_key_and_value_becomes_a_dead_letter(work: Work, 
     assert await work.outputs(1) == [b"good"]
 
 
+async def test_a_record_as_large_as_the_broker_takes_becomes_a_dead_letter(work: Work, lab: KafkaLab) -> None:
+    large = bytes(1_048_576 - 200)  # with key, headers and framing as much as a producer may send by default
+    await work.send(large, partition=0)
+    await work.send(part_of(1, "good"), partition=0)
+    async with lab.consuming(work.topic, work.runner, max_records=1):
+        await work.committed({0: 2})
+    (dead,) = await lab.read(work.topic.dead_letters, 1)
+    assert dead.value == large
+    assert await work.outputs(1) == [b"good"]
+
+
 @pytest.mark.parametrize("text", ["transient", "unforeseen"])
 async def test_a_record_that_always_fails_goes_through_all_retries_to_the_dead_letters_as_it_was(
     work: Work, lab: KafkaLab, text: str
@@ -149,9 +160,7 @@ async def test_a_record_that_always_fails_goes_through_all_retries_to_the_dead_l
     assert (failure.code, failure.message) == (headers["error-code"], headers["error-message"])
 
 
-async def test_a_permanent_failure_is_dead_at_once_and_others_of_its_batch_are_done(
-    work: Work, lab: KafkaLab
-) -> None:
+async def test_a_permanent_failure_is_dead_at_once_and_others_of_its_batch_are_done(work: Work, lab: KafkaLab) -> None:
     bad, before = part_of(1, "permanent"), await lab.ends(TASK_EVENTS.name)
     await work.send(part_of(0, "a"), bad, part_of(2, "b"), partition=0)
     async with lab.consuming(work.topic, work.runner):
@@ -194,9 +203,7 @@ async def test_a_batch_whose_outputs_cannot_be_published_is_not_committed_and_co
     assert await work.outputs(1) == [b"once more"]
 
 
-async def test_the_wish_of_a_provider_is_honoured_in_the_retry_record(
-    lab: KafkaLab, publisher: Publisher
-) -> None:
+async def test_the_wish_of_a_provider_is_honoured_in_the_retry_record(lab: KafkaLab, publisher: Publisher) -> None:
     topic, wish = await lab.topic(), timedelta(seconds=90)
 
     async def limited(_: ChunksExtracted) -> Sequence[Outgoing]:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
@@ -10,14 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.tasks import Tasks
+from services.tracker.events import EventFolder
 from services.tracker.fold import Unit, unit_of
 from services.tracker.store import Folded, TaskStore
 from shared.database.durations import Durations, read_durations
 from shared.database.pool import Pool, acquire, open_pool
 from shared.events import PartEmbedded, Stage, TaskEvent, UnitFailed
+from shared.kafka import Publisher
 from shared.settings import DatabaseSettings
 from shared.tasks import TaskRow
-from tests.support.eventually import before_long
+from shared.topics import TASK_EVENTS
+from tests.support.eventually import before_long, eventually
+from tests.support.kafka_lab import KafkaLab
 from tests.support.task_events import (
     SECOND,
     START,
@@ -213,17 +218,25 @@ async def test_duplicates_change_nothing_but_their_task_is_told_again(tasks: Tas
     assert await read(tasks, task) == before
 
 
-async def test_durations_are_counted_once_for_each_unit_and_task(
-    tasks: Tasks, store: TaskStore, pool: Pool
-) -> None:
+async def test_durations_are_counted_once_for_each_unit_and_task(tasks: Tasks, store: TaskStore, pool: Pool) -> None:
     (task,) = await insert(tasks)
     log = log_of(task, SMALL)
     await store.fold(log[:5])
     await store.fold(log + log)
     await store.fold(log)
     stages = await durations(pool, "stage")
-    assert {stage: counted.total for stage, counted in stages.items()} == {"plan": 1, "parse": 3, "embed": 3, "index": 3}
-    assert {stage: counted.seconds for stage, counted in stages.items()} == {"plan": 1, "parse": 3, "embed": 3, "index": 3}
+    assert {stage: counted.total for stage, counted in stages.items()} == {
+        "plan": 1,
+        "parse": 3,
+        "embed": 3,
+        "index": 3,
+    }
+    assert {stage: counted.seconds for stage, counted in stages.items()} == {
+        "plan": 1,
+        "parse": 3,
+        "embed": 3,
+        "index": 3,
+    }
     ended = await durations(pool, "task")
     assert {label: (counted.total, counted.seconds) for label, counted in ended.items()} == {
         "document_process/completed": (1, len(log))
@@ -264,7 +277,7 @@ async def test_a_unit_that_failed_and_then_succeeded_is_counted_as_done_once(
     (task,) = await insert(tasks)
     done = embedded(task, 0, 0, 1000, START)
     failure = failed(task, Stage.EMBED, 0, 0, START + SECOND)
-    for batch in ([[failure, done, done]] if together else [[failure], [done], [done], [failure]]):
+    for batch in [[failure, done, done]] if together else [[failure], [done], [done], [failure]]:
         await store.fold(batch)
     row = await read(tasks, task)
     assert (row.embed_done, row.embed_weight, row.tokens) == (1, 1000, 7)
@@ -352,3 +365,25 @@ async def test_a_large_batch_of_many_tasks_is_one_transaction(tasks: Tasks, stor
     assert {row.task_id for row in folded.ended} == {task.task_id for task in many}
     assert (await durations(pool, "task"))["document_process/completed"].total == 30
     assert await tasks.get("owner", uuid4()) is None
+
+
+async def test_events_that_the_database_could_not_take_become_dead_letters_and_stop_nothing(
+    lab: KafkaLab, tasks: Tasks, store: TaskStore, publisher: Publisher
+) -> None:
+    (task,) = await insert(tasks)
+    await lab.catch_up(TASK_EVENTS)
+    dead_before = await lab.ends(TASK_EVENTS.dead_letters)
+    failure = failed(task, Stage.PARSE, 0, 0, START).model_dump(mode="json")
+    poison = [{**failure, "failed_at": "2026-03-04T05:06:07"}, {**failure, "shard": 2**31}, {**failure, "part": -1}]
+    values = [json.dumps(event).encode() for event in poison]
+    log = [event.model_dump_json().encode() for event in log_of(task, [(1, 1)])]
+    for value in [values[0], *log, *values[1:], b"\xff"]:
+        await lab.send(TASK_EVENTS.name, value, key=str(task.task_id).encode())
+
+    async def completed() -> None:
+        assert (await read(tasks, task)).status == "completed"
+
+    async with lab.consuming(TASK_EVENTS, EventFolder(store, publisher), max_records=2):
+        await eventually(completed)
+        dead = await lab.read(TASK_EVENTS.dead_letters, 4, since=dead_before)
+    assert [record.value for record in dead] == [*values, b"\xff"]

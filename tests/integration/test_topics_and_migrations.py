@@ -89,7 +89,9 @@ async def test_creating_topics_again_changes_nothing(settings: KafkaSettings, de
     await have(settings, wanted)
 
 
-async def test_partitions_are_added_but_never_taken_away(settings: KafkaSettings, declared: tuple[Topic, Topic]) -> None:
+async def test_partitions_are_added_but_never_taken_away(
+    settings: KafkaSettings, declared: tuple[Topic, Topic]
+) -> None:
     retried, read_by_all = declared
     side = dict.fromkeys(side_topics(retried), 1)
     await create_topics(with_partitions(settings, 2))

@@ -22,7 +22,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         data=tmp_path_factory.mktemp("stack"),
         port=0,
         replicas=REPLICAS,
-        env={"MAX_UPLOAD_BYTES": str(MAX_UPLOAD_BYTES)},
+        env={"MAX_UPLOAD_BYTES": str(MAX_UPLOAD_BYTES), "SSE_HEARTBEAT": "0.2"},
     )
     # In a thread of its own, which lives as long as all tests do: the stack's processes die with the one that forked.
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(LocalStack(options)) as running:

@@ -192,6 +192,9 @@ async def test_openapi_describes_every_call_with_its_problems(api: httpx.AsyncCl
         ("get", "/metrics"),
     }
     assert all(call["summary"] and call["description"] for call in calls.values())
+    for (method, path), call in calls.items():
+        [content] = call["responses"]["202" if path == "/upload" else "200"]["content"].values()
+        assert content["example"], f"{method} {path} has no example"
     form = calls["post", "/upload"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"202", "400", "413", "415", "422", "503"} <= set(calls["post", "/upload"]["responses"])

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -177,3 +178,26 @@ async def _shards_extracted(url: str) -> float:
         metrics = (await client.get("/metrics")).text
     line = 'paperlane_records_total{outcome="done",stage="parse",topic="pages.requested"} '
     return sum(float(text.removeprefix(line)) for text in metrics.splitlines() if text.startswith(line))
+
+
+async def test_a_silent_stream_shows_signs_of_life_and_heals_a_lost_update(
+    api: httpx.AsyncClient, stack: LocalStack
+) -> None:
+    task_id = (await process(api, SAMPLES / "01-one-page.pdf"))["task_id"]
+    connection = await asyncpg.connect(stack.environment["DATABASE_URL"])
+    try:
+        await connection.execute("UPDATE tasks SET status = 'running' WHERE task_id = $1", UUID(task_id))
+        lines: list[str] = []
+        async with asyncio.timeout(30), api.stream("GET", f"/tasks/{task_id}/stream") as response:
+            async for line in response.aiter_lines():
+                lines.append(line)
+                if sum(text.startswith(":") for text in lines) == 2:  # a change of which no update was published
+                    await connection.execute(
+                        "UPDATE tasks SET status = 'completed', version = version + 1 WHERE task_id = $1", UUID(task_id)
+                    )
+    finally:
+        await connection.close()
+
+    heartbeat = next(number for number, line in enumerate(lines) if line.startswith(":"))
+    assert lines[heartbeat + 1] == "", "a heartbeat is a comment alone, without an id"
+    assert "event: complete" in lines

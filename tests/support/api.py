@@ -45,7 +45,8 @@ async def events(api: httpx.AsyncClient, task_id: str, *, last_event_id: str | N
     headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
     async with aconnect_sse(api, "GET", f"/tasks/{task_id}/stream", headers=headers) as source:
         async for event in source.aiter_sse():
-            yield Event(event.event, event.id, event.json())
+            if event.data:  # a heartbeat comes out as an event without data
+                yield Event(event.event, event.id, event.json())
 
 
 async def follow(api: httpx.AsyncClient, task_id: str) -> list[Event]:

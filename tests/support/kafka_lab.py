@@ -9,14 +9,14 @@ from typing import Any, Self
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
-from shared.broker import Broker, Consume, Record, WaitingConsumer, subscribe
+from shared.broker import Broker, Consume, Record, subscribe
 from shared.events import Stage
 from shared.kafka import client_options
-from shared.settings import RETRY_DELAYS, KafkaSettings
-from shared.topics import Topic
+from shared.settings import KafkaSettings
+from shared.topics import Topic, with_side_topics
 from tests.support.eventually import PATIENCE, eventually
 
 FETCH_WAIT = timedelta(milliseconds=200)
@@ -49,8 +49,8 @@ class KafkaLab:
         """Create a topic that nobody else uses, with its retry and dead-letter topics."""
         name = f"test-{uuid4()}"
         topic = Topic(name, stage, f"{name}.group" if group else None)
-        side = [*map(topic.retry, RETRY_DELAYS), topic.dead_letters]
-        await self._admin.create_topics([NewTopic(name, partitions, 1), *(NewTopic(other, 1, 1) for other in side)])
+        settings = self.settings.model_copy(update={"topic_partitions": partitions})
+        await self._admin.create_topics(list(with_side_topics(topic, settings)))
         return topic
 
     async def send(
@@ -65,9 +65,7 @@ class KafkaLab:
         """Write a record and return its offset."""
         if key is None and value is None:
             return await self._send_nothing(topic, list(headers), partition or 0)
-        written = await self._producer.send_and_wait(
-            topic, value, key=key, headers=list(headers), partition=partition
-        )
+        written = await self._producer.send_and_wait(topic, value, key=key, headers=list(headers), partition=partition)
         return int(written.offset)
 
     async def _send_nothing(self, topic: str, headers: list[tuple[str, Any]], partition: int) -> int:
@@ -147,11 +145,11 @@ class KafkaLab:
         return any([await reader.position(partition) < ends[partition] for partition in partitions])
 
 
-def consumer_of(broker: Broker) -> WaitingConsumer:
+def consumer_of(broker: Broker) -> AIOKafkaConsumer:
     """Return the consumer of a broker's only subscription."""
     (subscriber,) = broker.subscribers
     assert isinstance(subscriber, LogicSubscriber)
-    assert isinstance(subscriber.consumer, WaitingConsumer)
+    assert subscriber.consumer is not None
     return subscriber.consumer
 
 

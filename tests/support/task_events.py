@@ -89,9 +89,7 @@ def extracted(task: TaskRow, shard: int, pages: int, parts: int, at: datetime) -
     )
 
 
-def embedded(
-    task: TaskRow, shard: int, part: int, weight: int, at: datetime, took: timedelta = SECOND
-) -> TaskEvent:
+def embedded(task: TaskRow, shard: int, part: int, weight: int, at: datetime, took: timedelta = SECOND) -> TaskEvent:
     """Return the event of a part that has its vectors."""
     return PartEmbedded(
         task_id=task.task_id,
