@@ -5,12 +5,15 @@ an idle batch subscriber sleeps between two polls and is deaf meanwhile, its par
 UTF-8 and then skips the record, and it decodes a batch as a whole, so that one bad record fails all.
 """
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
@@ -29,8 +32,13 @@ STOP_PATIENCE = timedelta(seconds=15)
 MAX_POLL_INTERVAL = timedelta(minutes=15)
 """A consumer that takes longer over one batch is considered dead; stays above a few hard deadlines of a unit."""
 
+AGAIN_PAUSE = timedelta(seconds=1)
+"""Before a batch that failed comes again: what it needs is away, and asking it without a pause helps nobody."""
+
 Record = ConsumerRecord[bytes, bytes]
 Consume = Callable[[tuple[Record, ...]], Awaitable[None]]
+
+logger = structlog.stdlib.get_logger()
 
 
 class WaitingConsumer(AIOKafkaConsumer):
@@ -59,7 +67,7 @@ class Broker(KafkaBroker):
             consumer_only=True,
             apply_types=False,
             graceful_timeout=STOP_PATIENCE.total_seconds(),
-            logger=None,
+            logger=logging.getLogger("faststream"),
         )
 
     @override
@@ -110,7 +118,16 @@ def subscribe(broker: Broker, topic: Topic, consume: Consume, *, max_records: in
         parser=_keep_raw,
         decoder=_hand_over_raw,
     )
-    subscriber(consume)
+
+    async def consume_or_pause(records: tuple[Record, ...]) -> None:
+        try:
+            await consume(records)
+        except Exception as error:
+            logger.warning("batch comes again", topic=topic.name, records=len(records), error=repr(error))
+            await asyncio.sleep(AGAIN_PAUSE.total_seconds())
+            raise
+
+    subscriber(consume_or_pause)
     return membership
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from aiokafka.errors import KafkaError
+import structlog
 
 from services.gateway.config import GatewaySettings
 from services.gateway.hub import RESYNC_INTERVAL, Hub
@@ -18,7 +18,6 @@ from shared.blobs import BlobStore
 from shared.broker import Broker, subscribe
 from shared.database.pool import Pool, open_pool
 from shared.embedding import Embedder, create_embedder, embedding_dimension, model_name
-from shared.errors import DependencyUnavailableError
 from shared.kafka import Publisher
 from shared.periodic import periodically
 from shared.topics import TASK_UPDATES
@@ -29,6 +28,8 @@ RECONNECT_PAUSE = timedelta(seconds=1)
 
 UPDATES_BATCH = 1000
 """Updates of one batch; of several of one task only the last is looked at."""
+
+logger = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ async def _connect(publisher: Publisher, broker: Broker, hub: Hub) -> None:
             await publisher.start()
             await broker.start()
             await hub.resync()
-        except (DependencyUnavailableError, KafkaError):
+        except Exception as error:  # noqa: BLE001  whatever it is, without the updates no stream is live
+            logger.warning("not connected to Kafka yet", error=repr(error))
             await asyncio.sleep(RECONNECT_PAUSE.total_seconds())
         else:
             return

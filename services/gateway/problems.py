@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from shared.errors import DependencyUnavailableError, NotAPdfError, PaperlaneError, RateLimitedError, TransientError
+from shared.errors import NotAPdfError, PaperlaneError, TransientError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -77,8 +77,6 @@ class FileMissingError(ApiError):
 
 STATUS_OF: dict[type[PaperlaneError], HTTPStatus] = {
     NotAPdfError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    RateLimitedError: HTTPStatus.SERVICE_UNAVAILABLE,
-    DependencyUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     TransientError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

@@ -17,7 +17,7 @@ from shared.settings import KafkaSettings
 from shared.topics import TOPICS, Topic
 
 FRESH = timedelta(seconds=1)
-"""An observation of this age is used again, so that a busy dashboard does not become a load on the broker."""
+"""What was seen is told again for so long, failures too: a busy dashboard must not become a load on the broker."""
 
 LOOK_INTERVAL = timedelta(seconds=10)
 """How often the groups are looked at without being asked, to know since when one stands still."""
@@ -74,6 +74,7 @@ class StageWatch:
         self._clock = clock
         self._groups: dict[str, GroupState] = {}
         self._observed_at: datetime | None = None
+        self._failure, self._failed_at = "", clock()
         self._lock = asyncio.Lock()
         self._clients: tuple[AIOKafkaAdminClient, AIOKafkaConsumer] | None = None
 
@@ -87,6 +88,8 @@ class StageWatch:
         """
         async with self._lock:
             at = self._clock()
+            if self._failure and at - self._failed_at < FRESH:
+                raise DependencyUnavailableError(self._failure)
             if self._observed_at is None or at - self._observed_at >= FRESH:
                 await self._look(at)
         return {stage: self._stage(stage) for stage in dict.fromkeys(topic.stage for topic, _ in GROUPS)}
@@ -117,8 +120,9 @@ class StageWatch:
                     self._groups[topic.name] = self._state(topic, members, waiting, sum(committed.values()), at)
         except (KafkaError, TimeoutError, OSError) as error:
             await self.aclose()
-            raise DependencyUnavailableError(f"the Kafka broker does not answer: {error!r}") from error
-        self._observed_at = at
+            self._failure, self._failed_at = f"the Kafka broker does not answer: {error!r}", self._clock()
+            raise DependencyUnavailableError(self._failure) from error
+        self._failure, self._observed_at = "", at
 
     async def _partitions(self, admin: AIOKafkaAdminClient) -> dict[str, list[TopicPartition]]:
         described = await admin.describe_topics([topic.name for topic, _ in GROUPS])

@@ -1,14 +1,15 @@
 """Consumes task events: folds each batch, then tells the watchers and the indexer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
+from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
 from services.tracker.store import Folded, TaskStore
 from shared.broker import Record
 from shared.clock import Clock, now
-from shared.errors import UndecodableRecordError
+from shared.errors import DependencyUnavailableError, UndecodableRecordError
 from shared.events import TASK_EVENT, DocumentCompleted, TaskEvent
 from shared.kafka import Outgoing, Publisher
 from shared.retry import route
@@ -33,21 +34,39 @@ class EventFolder:
     async def __call__(self, records: tuple[Record, ...]) -> None:
         """Fold a batch, and publish what follows before its offsets are committed."""
         dead: list[Outgoing] = []
-        events: list[TaskEvent] = []
+        events: list[tuple[Record, TaskEvent]] = []
         for record in records:
             try:
-                events.append(TASK_EVENT.validate_json(record.value or b""))
+                events.append((record, TASK_EVENT.validate_json(record.value or b"")))
             except ValidationError as error:
-                dead.append(self._dead_letter(record, error))
-        folded = await self._store.fold(events)
+                first = error.errors(include_url=False, include_input=False)[0]
+                dead.append(self._dead_letter(record, UndecodableRecordError(f"no task event: {first['msg']}")))
+        try:
+            await self._fold(events, dead)
+        except (DependencyUnavailableError, KafkaError):
+            raise
+        except Exception as error:  # noqa: BLE001  one event that PostgreSQL refuses must not hold up all tasks
+            logger.warning("folding one by one", events=len(events), error=repr(error))
+            await self._fold_each(events, dead)
+
+    async def _fold(self, events: Sequence[tuple[Record, TaskEvent]], dead: Sequence[Outgoing] = ()) -> None:
+        folded = await self._store.fold([event for _, event in events])
         await self._publisher.publish([*dead, *_consequences(folded)])
         for task in folded.ended:
             logger.info("task over", task_id=str(task.task_id), status=task.status, error_code=task.error_code)
 
-    def _dead_letter(self, record: Record, error: ValidationError) -> Outgoing:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = UndecodableRecordError(f"no task event: {first['msg']}")
-        logger.warning("event dead-lettered", partition=record.partition, offset=record.offset, error=str(reason))
+    async def _fold_each(self, events: Sequence[tuple[Record, TaskEvent]], dead: Sequence[Outgoing]) -> None:
+        await self._publisher.publish(dead)
+        for record, event in events:
+            try:
+                await self._fold([(record, event)])
+            except (DependencyUnavailableError, KafkaError):
+                raise
+            except Exception as error:  # noqa: BLE001  whatever it is, it lies in this event
+                await self._publisher.publish([self._dead_letter(record, error)])
+
+    def _dead_letter(self, record: Record, reason: Exception) -> Outgoing:
+        logger.warning("event dead-lettered", partition=record.partition, offset=record.offset, error=repr(reason))
         return route(record, reason, topic=TASK_EVENTS, now=self._clock(), delays=()).record
 
 

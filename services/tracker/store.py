@@ -17,7 +17,7 @@ from shared.clock import Clock, now
 from shared.database.durations import Observation, count_durations
 from shared.database.pool import Connection, Pool, acquire
 from shared.events import TaskEvent
-from shared.tasks import TaskRow
+from shared.tasks import TaskRow, TaskStatus
 
 LOCK = "SELECT * FROM tasks WHERE task_id = ANY($1) ORDER BY task_id FOR UPDATE"
 
@@ -45,12 +45,15 @@ UPDATE = f"""
     FROM jsonb_populate_recordset(NULL::tasks, $1) AS n WHERE tasks.task_id = n.task_id
 """  # noqa: S608  the names are those of our own dataclass
 
-# Tasks among those given whose document has an older task: its chunks may still be in the index.
-SUPERSEDING = """
-    SELECT task_id FROM tasks newer WHERE task_id = ANY($1) AND EXISTS (
-        SELECT 1 FROM tasks older
-        WHERE older.document_id = newer.document_id AND older.created_at < newer.created_at
+# Of documents with a completed task among those given, and with other tasks beside it: the newest completed task.
+# That may be another one than was given, if an older task ends after a newer one.
+NEWEST_COMPLETED = """
+    SELECT DISTINCT ON (newest.document_id) newest.* FROM tasks given
+    JOIN tasks newest ON newest.document_id = given.document_id AND newest.status = 'completed'
+    WHERE given.task_id = ANY($1) AND given.status = 'completed' AND EXISTS (
+        SELECT FROM tasks other WHERE other.document_id = given.document_id AND other.task_id <> given.task_id
     )
+    ORDER BY newest.document_id, newest.created_at DESC
 """
 
 Key = tuple[UUID, str, int, int]
@@ -66,7 +69,8 @@ class Folded:
         The new state of every task that the batch names, changed or not: an earlier run of the same batch may have
         been committed without its updates having been published.
     superseding
-        Those of them that are complete and whose document was indexed before.
+        The newest completed tasks of documents that have a completed task in the batch and more tasks than that one:
+        what older versions left in the index may go.
     ended
         Those that this batch brought to their end.
     """
@@ -123,10 +127,9 @@ class TaskStore:
         return [latest[tuple(record)][1] for record in inserted]
 
     async def _superseding(self, connection: Connection, tasks: Iterable[TaskRow]) -> list[TaskRow]:
-        complete = {task.task_id: task for task in tasks if task.status == "completed"}
-        if not complete:
-            return []
-        return [complete[record["task_id"]] for record in await connection.fetch(SUPERSEDING, list(complete))]
+        complete = [task.task_id for task in tasks if task.status == TaskStatus.COMPLETED]
+        records = await connection.fetch(NEWEST_COMPLETED, complete) if complete else []
+        return [TaskRow(**record) for record in records]
 
 
 def _prevails(unit: Unit, known: Unit) -> bool:

@@ -20,14 +20,13 @@ UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.OperatorInterventionError,  # starting, stopping, or a statement canceled
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,  # deadlocks and serialization failures
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""What asyncpg raises when the server is away, starting, stopping or full."""
+"""What asyncpg raises for reasons that pass: the server is away, starting, stopping, full, or chose a victim."""
 
 Pool = asyncpg.Pool
 Connection = asyncpg.pool.PoolConnectionProxy

@@ -149,7 +149,7 @@ async def test_a_client_that_went_away_is_no_error_of_ours(app: FastAPI) -> None
     with capture_logs() as lines:
         async with patience():
             await app(scope, receive, send)
-    assert [line["log_level"] for line in lines] == ["info"]
+    assert not [line for line in lines if line["log_level"] in {"warning", "error"}]
 
 
 def test_openapi_describes_the_problems_of_a_call() -> None:

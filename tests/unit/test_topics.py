@@ -6,7 +6,9 @@ import pytest
 from aiokafka.admin import NewTopic
 from aiokafka.errors import InvalidReplicationFactorError
 
+from shared.errors import MAX_MESSAGE_CHARACTERS
 from shared.events import Stage
+from shared.retry import MAX_STACK_CHARACTERS
 from shared.settings import RETRY_DELAYS, KafkaSettings
 from shared.topics import (
     CHUNKS_EXTRACTED,
@@ -20,6 +22,12 @@ from shared.topics import (
     _check,
     declared,
 )
+
+DEFAULT_LIMIT = 1024 * 1024
+"""Bytes of a record that Kafka takes where a topic says nothing else."""
+
+HEADERS = 4 * (MAX_STACK_CHARACTERS + MAX_MESSAGE_CHARACTERS) + 1000
+"""Bytes that the headers of a failure can take: most of it are a stack and a message of up to 4 bytes a character."""
 
 SETTINGS = KafkaSettings(topic_partitions=6, topic_replication_factor=3)
 
@@ -78,6 +86,14 @@ def test_each_kind_of_topic_is_kept_as_long_as_it_is_needed() -> None:
     assert retention(topics["task.updates"]) == UPDATES_RETENTION
 
 
+def test_a_side_topic_takes_any_record_of_its_topic_and_the_headers_of_a_failure() -> None:
+    limits = {
+        name: int(topic.topic_configs.get("max.message.bytes", DEFAULT_LIMIT)) for name, topic in new_topics().items()
+    }
+    assert limits["chunks.extracted.retry.60s"] >= limits["chunks.extracted"] + HEADERS
+    assert limits["chunks.extracted.dlq"] >= limits["chunks.extracted"] + HEADERS
+
+
 def test_nothing_is_compacted_away() -> None:
     assert {topic.topic_configs["cleanup.policy"] for topic in declared(SETTINGS)} == {"delete"}
 
@@ -104,8 +120,3 @@ def test_a_topic_that_cannot_be_made_is_named_with_the_brokers_reason() -> None:
     answer = SimpleNamespace(topic_errors=[("a", 0, None), ("b", 38, "only 1 broker")])
     with pytest.raises(InvalidReplicationFactorError, match="b: only 1 broker"):
         _check(answer)
-
-
-def test_partitions_that_cannot_be_added_are_named_too() -> None:
-    with pytest.raises(InvalidReplicationFactorError, match=r"b: .+"):
-        _check(SimpleNamespace(results=[("b", 38)]))
