@@ -12,7 +12,7 @@ from bench.journey import Journey, travel_together
 from bench.stats import Spread, spread, typical
 from cli.client import Client
 
-ROUNDS = 3
+ROUNDS = 5
 
 UNITS = """
     SELECT task_id, stage, finished_at FROM task_units

@@ -19,7 +19,7 @@ from cli.client import Client
 from deploy.local import LocalStack
 from deploy.local.services import service_environment
 
-ROUNDS = 3
+ROUNDS = 5
 AT_ONCE = 16
 WARM_UP = 10
 """Documents of a round that is thrown away."""

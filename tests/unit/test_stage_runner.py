@@ -286,7 +286,8 @@ async def test_a_publish_that_fails_escapes_only_after_all_records_have_ended(pu
     )
     async with patience():
         await publisher.asked.wait()
-        await asyncio.sleep(0)
+        for _ in range(20):  # turns of the loop, more than a failure needs to come out of a gather
+            await asyncio.sleep(0)
         assert not running.done()
         release.set()
         with pytest.raises(ConnectionError):
