@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import obstore
+import structlog
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
@@ -18,11 +19,19 @@ from shared.settings import BlobSettings
 PING_TIMEOUT = timedelta(seconds=2)
 """A store that does not answer within it counts as away; stays below the timeout of a readiness probe."""
 
+logger = structlog.stdlib.get_logger()
+
 
 class BlobMissingError(PermanentError):
     """A blob that should be there is gone."""
 
     code = "blob_missing"
+
+
+class BlobForeignError(PermanentError):
+    """A blob lies outside BLOB_URL, which has been changed since, or is not of this service's making."""
+
+    code = "blob_foreign"
 
 
 class BlobStore:
@@ -86,7 +95,7 @@ class BlobStore:
             raise DependencyUnavailableError(f"the blob store cannot be read: {error}") from error
 
     async def delete(self, urls: Iterable[str]) -> None:
-        """Delete blobs; one that is gone already is fine.
+        """Delete blobs. One that is gone already is fine, and one outside BLOB_URL is no longer ours and stays.
 
         Raises
         ------
@@ -98,6 +107,8 @@ class BlobStore:
                 await obstore.delete_async(self._store, self._key(url))
             except FileNotFoundError:
                 continue
+            except BlobForeignError as error:
+                logger.warning("blob not deleted", reason=str(error))
             except (BaseError, OSError) as error:
                 raise DependencyUnavailableError(f"the blob store cannot delete: {error}") from error
 
@@ -114,5 +125,5 @@ class BlobStore:
     def _key(self, url: str) -> str:
         key = url.removeprefix(f"{self._base}/")
         if key == url or ".." in key.split("/"):
-            raise PermanentError(f"the blob lies outside this service's BLOB_URL: {url}")
+            raise BlobForeignError(f"the blob lies outside this service's BLOB_URL: {url}")
         return key

@@ -110,7 +110,7 @@ class StageRunner(Generic[E]):
         if decision.due_at is not None:
             return [decision.record], "retried"
         task_id = event.task_id if event else _task_of(record)
-        if task_id is None:
+        if task_id is None or not self.topic.unit:
             return [decision.record], "dead"
         failed = UnitFailed(
             task_id=task_id,

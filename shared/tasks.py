@@ -91,9 +91,13 @@ class TaskRow:
         return self.shards is not None and self.parse_done >= self.shards
 
     @property
-    def indexed(self) -> bool:
-        """Whether every part of every shard is in the index."""
-        return self.parsed and self.index_done >= self.parts
+    def complete(self) -> bool:
+        """Whether all is done that there is to do.
+
+        Every part is embedded before it is indexed, but what embedder and indexer report of it may arrive in any order,
+        and a result must not be told before it is whole.
+        """
+        return self.parsed and self.embed_done >= self.parts and self.index_done >= self.parts
 
     @property
     def progress(self) -> int:

@@ -37,6 +37,8 @@ class Topic:
         The consumer group that works through it; None where every process reads all of it.
     retried
         Whether failed records of it wait in retry topics for another attempt.
+    unit
+        Whether a record is a unit of its task's work, so that the task fails with it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Topic:
     group: str | None
     retention: timedelta = WORK_RETENTION
     retried: bool = True
+    unit: bool = True
 
     def retry(self, delay: timedelta) -> str:
         """Return the name of the topic in which records of this one wait for `delay`."""
@@ -62,9 +65,9 @@ DOCUMENTS_SUBMITTED = Topic("documents.submitted", Stage.PARSE, "parser.plan")
 PAGES_REQUESTED = Topic("pages.requested", Stage.PARSE, "parser.extract")
 CHUNKS_EXTRACTED = Topic("chunks.extracted", Stage.EMBED, "embedder")
 CHUNKS_EMBEDDED = Topic("chunks.embedded", Stage.INDEX, "indexer")
-DOCUMENTS_COMPLETED = Topic("documents.completed", Stage.INDEX, "indexer.retire")
-TASK_EVENTS = Topic("task.events", TRACK, "tracker", retried=False)
-TASK_UPDATES = Topic("task.updates", TRACK, None, retention=UPDATES_RETENTION, retried=False)
+DOCUMENTS_COMPLETED = Topic("documents.completed", Stage.INDEX, "indexer.retire", unit=False)
+TASK_EVENTS = Topic("task.events", TRACK, "tracker", retried=False, unit=False)
+TASK_UPDATES = Topic("task.updates", TRACK, None, retention=UPDATES_RETENTION, retried=False, unit=False)
 
 TOPICS = (
     DOCUMENTS_SUBMITTED,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
@@ -50,26 +50,25 @@ class Context:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings) -> AsyncIterator[Self]:
         """Open everything, and close it at the end. Neither Kafka nor PostgreSQL need be there yet."""
-        pool, blobs, publisher = await open_pool(settings), BlobStore(settings), Publisher(settings)
-        embedder = create_embedder(settings)
-        vectors = await create_vector_store(settings, model_name(settings), embedding_dimension(settings))
-        tasks, watch = Tasks(pool), StageWatch(settings)
-        hub = Hub(tasks)
-        uploads = Uploads(blobs, tasks, publisher, max_bytes=settings.max_upload_bytes)
-        try:
-            async with (
-                _connection(settings, publisher, hub),
-                periodically(RESYNC_INTERVAL, hub.resync),
-                periodically(LOOK_INTERVAL, watch.observe),
-            ):
-                yield cls(settings, pool, blobs, tasks, uploads, hub, watch, embedder, vectors)
-        finally:
-            await uploads.aclose()
-            await publisher.aclose()
-            await watch.aclose()
-            await vectors.aclose()
-            await embedder.aclose()
-            await pool.close()
+        async with AsyncExitStack() as stack:  # closes in the opposite order, whatever one of them raises
+            pool = await open_pool(settings)
+            stack.push_async_callback(pool.close)
+            embedder = create_embedder(settings)
+            stack.push_async_callback(embedder.aclose)
+            vectors = await create_vector_store(settings, model_name(settings), embedding_dimension(settings))
+            stack.push_async_callback(vectors.aclose)
+            watch = StageWatch(settings)
+            stack.push_async_callback(watch.aclose)
+            publisher = Publisher(settings)
+            stack.push_async_callback(publisher.aclose)
+            blobs, tasks = BlobStore(settings), Tasks(pool)
+            uploads = Uploads(blobs, tasks, publisher, max_bytes=settings.max_upload_bytes)
+            stack.push_async_callback(uploads.aclose)
+            hub = Hub(tasks)
+            await stack.enter_async_context(_connection(settings, publisher, hub))
+            await stack.enter_async_context(periodically(RESYNC_INTERVAL, hub.resync))
+            await stack.enter_async_context(periodically(LOOK_INTERVAL, watch.observe))
+            yield cls(settings, pool, blobs, tasks, uploads, hub, watch, embedder, vectors)
 
 
 @asynccontextmanager

@@ -127,7 +127,7 @@ class Uploads:
         try:
             await self._tasks.insert(task)
         except BaseException:
-            with suppress(DependencyUnavailableError):  # the client gets the first error; a sweep finds the blob
+            with suppress(DependencyUnavailableError):  # the client is told the first error
                 await self._blobs.delete([task.blob_url])
             raise
 
@@ -146,4 +146,4 @@ class Uploads:
 
     async def aclose(self) -> None:
         """Wait for what is being published; its deadline bounds the wait."""
-        await asyncio.gather(*self._publishing)
+        await asyncio.gather(*self._publishing, return_exceptions=True)

@@ -90,9 +90,9 @@ def settle(task: TaskRow) -> bool:
         return False
     if task.failed_at is not None:
         task.status, task.completed_at = TaskStatus.FAILED, task.failed_at
-    elif task.indexed:
-        task.status = TaskStatus.COMPLETED
-        task.completed_at = max(filter(None, (task.parse_finished_at, task.index_finished_at)))
+    elif task.complete:
+        ends = (task.parse_finished_at, task.embed_finished_at, task.index_finished_at)
+        task.status, task.completed_at = TaskStatus.COMPLETED, max(filter(None, ends))
     else:
         task.status = TaskStatus.RUNNING
     return task.final

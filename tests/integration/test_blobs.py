@@ -121,8 +121,6 @@ async def test_a_url_outside_the_base_is_refused(tmp_path: Path, url: str) -> No
     with pytest.raises(PermanentError, match="outside this service's BLOB_URL"):
         await store.write(url, pieces(b"x"))
     with pytest.raises(PermanentError, match="outside this service's BLOB_URL"):
-        await store.delete([url])
-    with pytest.raises(PermanentError, match="outside this service's BLOB_URL"):
         async with store.local_path(url):
             pass
 
@@ -137,8 +135,10 @@ async def test_a_url_cannot_climb_out_of_the_base(tmp_path: Path, key: str) -> N
             pass
     with pytest.raises(PermanentError, match="outside"):
         await store.write(store.url(key), pieces(b"x"))
-    with pytest.raises(PermanentError, match="outside"):
-        await store.delete([store.url(key)])
+    own = store.url("own.pdf")
+    await store.write(own, pieces(b"x"))
+    await store.delete([store.url(key), own])
+    assert files(tmp_path / "base") == []
     assert secret.read_bytes() == b"secret"
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import count, islice
 
 import httpx
 import pytest
 
 from deploy.local import LocalStack
 from tests.support.api import SAMPLES, Json, chunks, process
+from tests.support.pdf_writer import Pdf, flate
 from tests.support.pdfs import ODD_PDFS, OddPdf
 
 AT_ONCE = asyncio.Semaphore(8)
@@ -33,6 +35,22 @@ async def test_each_odd_pdf_ends_as_it_should(api: httpx.AsyncClient, stack: Loc
 
     task = await process(api, SAMPLES / "01-one-page.pdf")
     assert task["status"] == "completed", "the stack still works after all of them"
+
+
+@pytest.mark.timeout(300)
+async def test_ten_megabytes_of_text_on_one_page_are_indexed(api: httpx.AsyncClient) -> None:
+    lines = (
+        b"1 0 0 1 50 %d Tm (line %d of a page without an end, as machines print them) Tj" % (n % 800, n)
+        for n in count()
+    )
+    shown = b"BT /F1 8 Tf\n" + b"\n".join(islice(lines, 180_000)) + b"\nET"
+    pdf = Pdf()
+    pdf.page(flate(shown))
+
+    task = await process(api, pdf.render(), "ten-megabytes.pdf")
+    assert task["status"] == "completed", task["error"]
+    assert task["result"]["content_length"] > 10_000_000
+    assert task["result"]["pages_without_text"] == 0
 
 
 async def complaint_about(api: httpx.AsyncClient, stack: LocalStack, odd: OddPdf) -> str | None:

@@ -106,10 +106,11 @@ def test_the_message_says_what_happens_now(task: TaskRow, message: str) -> None:
     assert task.message == message
 
 
-def test_a_task_is_indexed_only_once_all_shards_are_parsed() -> None:
-    assert not at_work(index_done=3).indexed
-    assert not at_work(parse_done=2, index_done=2).indexed
-    assert at_work(parse_done=2, index_done=3).indexed
+def test_a_task_is_complete_only_once_every_stage_has_reported_everything() -> None:
+    assert not at_work(embed_done=3, index_done=3).complete
+    assert not at_work(parse_done=2, embed_done=3, index_done=2).complete
+    assert not at_work(parse_done=2, embed_done=2, index_done=3).complete
+    assert at_work(parse_done=2, embed_done=3, index_done=3).complete
     assert not row(parse_done=1, index_done=3).parsed
 
 
