@@ -9,10 +9,12 @@ from pathlib import Path
 
 from bench.corpus import Corpus
 from bench.freshness import measure_freshness
+from bench.journey import DocumentFailedError
 from bench.latency import measure_latency
 from bench.report import page
 from bench.results import Conditions, Results
 from bench.throughput import measure_throughput
+from cli.client import ApiError
 from deploy.local import LocalStack, LocalStackError, StackOptions
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +28,7 @@ def main() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a broker that does not answer yet is no news
     try:
         results = asyncio.run(_measure(options))
-    except (LocalStackError, ValueError) as error:
+    except (LocalStackError, ApiError, DocumentFailedError) as error:
         sys.exit(f"bench: {error}")
     options.out.write_text(results.model_dump_json(indent=2) + "\n")
     options.page.write_text(page(results))
@@ -40,7 +42,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--samples", type=Path, metavar="DIR", help="more large PDFs to measure throughput with")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results.json", help="where the figures go")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="where the page goes")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.samples and not any(options.samples.glob("*.pdf")):
+        parser.error(f"--samples {options.samples} has no *.pdf: name a folder with large PDFs")
+    for path in (options.out, options.page):
+        if not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent} to write {path.name} to: make it, or name another")
+    return options
 
 
 async def _measure(options: argparse.Namespace) -> Results:

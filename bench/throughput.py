@@ -21,8 +21,6 @@ from deploy.local.services import service_environment
 
 ROUNDS = 5
 AT_ONCE = 16
-WARM_UP = 10
-"""Documents of a round that is thrown away."""
 
 
 class Run(BaseModel):
@@ -101,8 +99,11 @@ class Contest:
         self._database = database
 
     async def rounds(self, corpus: Corpus, sources: Sequence[Path]) -> Workload:
-        """Let both sides have the same files, several times, by turns."""
-        await self._round(corpus.fresh(sources[:WARM_UP]))
+        """Let both sides have the same files, several times, by turns.
+
+        A whole round before is thrown away: a broker that has just started takes twice the processor time.
+        """
+        await self._round(corpus.fresh(sources))
         rounds = [await self._round(corpus.fresh(sources)) for _ in range(ROUNDS)]
         return Workload(documents=len(sources), pages=rounds[0].stack.pages, rounds=rounds)
 

@@ -31,8 +31,8 @@ MAX_PAGE = 1000
 router = APIRouter()
 
 
-def context_of(request: Request) -> Context:
-    """Return what the app opened at its start."""
+async def context_of(request: Request) -> Context:
+    """Return what the app opened at its start. A coroutine, for a plain function would be run in a thread."""
     context: Context = request.app.state.context
     return context
 

@@ -49,13 +49,12 @@ class DocumentParser:
         """
         started = now()
         async with self._blobs.local_path(event.blob_url) as path:
-            plan = await self._workers.plan(path)
-            shards = shards_of(plan.pages, plan.engine)
-            planned = _planned(event, plan, len(shards), started)
-            if len(shards) > 1:
-                return [planned, *_requests(event, plan.engine, shards)]
-            extraction = await self._workers.extract(path, 1, plan.pages, plan.engine)
-        return [planned, *self._extracted(event, 0, extraction, started)]
+            plan, extraction = await self._workers.begin(path)
+        shards = shards_of(plan.pages, plan.engine)
+        planned = _planned(event, plan, len(shards), started)
+        if extraction is not None:
+            return [planned, *self._extracted(event, 0, extraction, started)]
+        return [planned, *_requests(event, plan.engine, shards)]
 
     async def extract(self, event: PagesRequested) -> list[Outgoing]:
         """Extract one shard of a planned document; raises as `plan` does."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from services.parser.engines import Extraction, ParserOptions, Plan, extract, plan
+from services.parser.engines import Extraction, ParserOptions, Plan, begin, extract
 from services.parser.engines.base import most_telling
 from services.parser.engines.options import MEBIBYTE
 from shared.errors import DeadlineExceededError, PdfLimitError, PermanentError, WorkerLostError
@@ -53,8 +53,8 @@ class Workers:
         """Start the children now, which takes about half a second, and not at the first document."""
         await asyncio.wrap_future(await asyncio.to_thread(self._pool.schedule, os.getpid))
 
-    async def plan(self, path: Path) -> Plan:
-        """Find out what a document is made of.
+    async def begin(self, path: Path) -> tuple[Plan, Extraction | None]:
+        """Find out what a document is made of, and extract it at once where it is a single shard.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class Workers:
         DeadlineExceededError, WorkerLostError
             It took too long; the child was lost for no fault of the document's.
         """
-        return await self._ask(self._attempts(), plan, path)
+        return await self._ask(self._attempts(), begin, path)
 
     async def extract(self, path: Path, first_page: int, last_page: int, engine: str) -> Extraction:
         """Extract the text of a range of pages, numbered from 1, both ends included, with the engine of the plan.

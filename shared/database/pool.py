@@ -40,11 +40,16 @@ async def open_pool(settings: DatabaseSettings) -> Pool:
         max_size=settings.database_pool_size,
         command_timeout=COMMAND_TIMEOUT.total_seconds(),
         init=_prepare,
+        reset=keep_session,
     )
 
 
 async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+async def keep_session(_: asyncpg.Connection) -> None:
+    """Spare the round trip that resets a returned connection: nothing of ours outlives its transaction."""
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.database.pool import COMMAND_TIMEOUT, Connection, Pool, acquire
+from shared.database.pool import COMMAND_TIMEOUT, Connection, Pool, acquire, keep_session
 from shared.errors import DependencyUnavailableError, EmbeddingMismatchError
 from shared.settings import DatabaseSettings
 from shared.vectors.port import Hit, StoredChunk
@@ -122,6 +122,7 @@ class PgVectorStore:
             max_size=settings.database_pool_size,
             command_timeout=COMMAND_TIMEOUT.total_seconds(),
             init=_prepare_connection,
+            reset=keep_session,
         )
         return cls(pool, model, dimension)
 

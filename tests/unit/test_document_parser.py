@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from services.parser.engines import Extraction, ParserOptions, Plan, extract, plan
+from services.parser.engines import Extraction, ParserOptions, Plan, begin, extract
 from services.parser.parse import DocumentParser
 from services.parser.workers import Workers
 from shared.blobs import BlobMissingError, BlobStore
@@ -26,8 +26,8 @@ class InThisProcess(Workers):
         self.options = options
 
     @override
-    async def plan(self, path: Path) -> Plan:
-        return plan(path, self.options)
+    async def begin(self, path: Path) -> tuple[Plan, Extraction | None]:
+        return begin(path, self.options)
 
     @override
     async def extract(self, path: Path, first_page: int, last_page: int, engine: str) -> Extraction:

@@ -49,7 +49,9 @@ def odd_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 async def _parse(workers: Workers, path: Path) -> tuple[Plan, list[Extraction]]:
-    plan = await workers.plan(path)
+    plan, extraction = await workers.begin(path)
+    if extraction is not None:
+        return plan, [extraction]
     shards = shards_of(plan.pages, plan.engine)
     return plan, [await workers.extract(path, first, last, plan.engine) for first, last in shards]
 
@@ -104,7 +106,7 @@ async def test_a_document_that_needs_too_much_memory_says_so(odd_files: dict[str
     try:
         with pytest.raises(PdfLimitError, match="more than 256 MiB of memory"):
             await workers.extract(odd_files["20-bomb-flate1g-double.pdf"], 1, 1, "pdfium")
-        assert (await workers.plan(_GOOD)).pages == 13
+        assert (await workers.begin(_GOOD))[0].pages == 13
     finally:
         await workers.aclose()
 
@@ -114,7 +116,7 @@ async def test_work_that_takes_too_long_is_killed_and_worth_another_try(odd_file
     try:
         with pytest.raises(DeadlineExceededError, match=r"longer than 0\.3 s"):
             await workers.extract(odd_files["text-4-mb-on-a-page.pdf"], 1, 1, "pypdf")
-        assert (await workers.plan(SAMPLES / "01-one-page.pdf")).pages == 1
+        assert (await workers.begin(SAMPLES / "01-one-page.pdf"))[0].pages == 1
     finally:
         await workers.aclose()
 
@@ -151,13 +153,13 @@ async def test_cancelling_the_task_kills_the_child_that_works_for_it(hanging: Pa
     try:
         await workers.start()
         children = _children(workers)
-        task = asyncio.create_task(workers.plan(hanging))
+        task = asyncio.create_task(workers.begin(hanging))
         async with _hung_reader(hanging):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await _ended(children)
-        assert (await workers.plan(_GOOD)).pages == 13
+        assert (await workers.begin(_GOOD))[0].pages == 13
     finally:
         await workers.aclose()
 
@@ -166,14 +168,14 @@ async def test_closing_the_pool_ends_its_children_and_whoever_waits(hanging: Pat
     workers = Workers(ParserOptions(workers=2))
     await workers.start()
     children = _children(workers)
-    task = asyncio.create_task(workers.plan(hanging))
+    task = asyncio.create_task(workers.begin(hanging))
     async with _hung_reader(hanging):
         await workers.aclose()
         with pytest.raises(WorkerLostError, match="shutting down"):
             await task
         assert await _ended(children)
     with pytest.raises(WorkerLostError, match="shutting down"):
-        await workers.plan(_GOOD)
+        await workers.begin(_GOOD)
 
 
 async def test_idle_children_that_are_killed_do_not_break_the_pool() -> None:
@@ -184,7 +186,7 @@ async def test_idle_children_that_are_killed_do_not_break_the_pool() -> None:
         for child in children:
             child.kill()
         assert await _ended(children)
-        assert (await workers.plan(_GOOD)).pages == 13
+        assert (await workers.begin(_GOOD))[0].pages == 13
     finally:
         await workers.aclose()
 
@@ -193,7 +195,7 @@ async def test_a_child_killed_at_work_is_no_fault_of_the_document(hanging: Path)
     workers = Workers(ParserOptions(workers=1, engine="pdfium"))
     try:
         await workers.start()
-        task = asyncio.create_task(workers.plan(hanging))
+        task = asyncio.create_task(workers.begin(hanging))
         async with _hung_reader(hanging):
             _children(workers)[0].kill()
             with pytest.raises(WorkerLostError, match="ended from outside"):
@@ -212,7 +214,7 @@ async def main():
     workers = Workers(ParserOptions(workers=2))
     await workers.start()
     print(*workers._pool._pool_manager.worker_manager.workers, flush=True)
-    await workers.plan(Path(sys.argv[1]))
+    await workers.begin(Path(sys.argv[1]))
 
 if __name__ == "__main__":
     asyncio.run(main())

@@ -17,6 +17,7 @@ from services.parser.engines import base
 from services.parser.engines.options import EngineName, ParserOptions
 from services.parser.engines.pdfium import PdfiumDocument
 from services.parser.engines.pypdf import PypdfDocument
+from services.parser.shards import shards_of
 from services.parser.text import normalise
 from shared.errors import PermanentError
 from shared.pdf import HEADER_WINDOW, check_header
@@ -105,6 +106,20 @@ def plan(path: Path, options: ParserOptions) -> Plan:
         except PermanentError as error:
             failures.append(error)
     raise base.most_telling(failures)
+
+
+def begin(path: Path, options: ParserOptions) -> tuple[Plan, Extraction | None]:
+    """Plan a document, and extract it at once where it is a single shard: most documents are, and one call is cheaper.
+
+    Raises
+    ------
+    NotAPdfError, CorruptPdfError, EncryptedPdfError, EmptyPdfError, PdfLimitError
+        No engine can open it, or not one page of it can be read.
+    """
+    found = plan(path, options)
+    if len(shards_of(found.pages, found.engine)) > 1:
+        return found, None
+    return found, extract(path, 1, found.pages, found.engine, options)
 
 
 def extract(path: Path, first_page: int, last_page: int, engine: str, options: ParserOptions) -> Extraction:
