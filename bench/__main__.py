@@ -17,7 +17,9 @@ from bench.throughput import measure_throughput
 from cli.client import ApiError
 from deploy.local import LocalStack, LocalStackError, StackOptions
 
-ROOT = Path(__file__).parents[1]
+FIGURES = Path(__file__).with_name("results.json")
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+"""Written together, so that the page never shows other figures than those that lie here."""
 
 MEASUREMENTS = ("latency", "freshness", "throughput")
 
@@ -40,14 +42,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure how fast Paperlane is here.")
     parser.add_argument("what", nargs="?", choices=[*MEASUREMENTS, "all"], default="all", help="all by default")
     parser.add_argument("--samples", type=Path, metavar="DIR", help="more large PDFs to measure throughput with")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results.json", help="where the figures go")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="where the page goes")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the figures go, and beside them the page")
     options = parser.parse_args()
     if options.samples and not any(options.samples.glob("*.pdf")):
         parser.error(f"--samples {options.samples} has no *.pdf: name a folder with large PDFs")
-    for path in (options.out, options.page):
-        if not path.parent.is_dir():
-            parser.error(f"there is no folder {path.parent} to write {path.name} to: make it, or name another")
+    if options.out and not options.out.parent.is_dir():
+        parser.error(
+            f"there is no folder {options.out.parent} to write {options.out.name} to: make it, or name another"
+        )
+    options.page = options.out.with_suffix(".md") if options.out else PAGE
+    options.out = options.out or FIGURES
     return options
 
 

@@ -81,7 +81,7 @@ async def _long_ones(paths: Iterable[Path]) -> list[Path]:
     try:
         for path in paths:
             try:
-                plan = await workers.plan(path)
+                plan, _ = await workers.begin(path)
             except PermanentError:  # no PDF that anyone can read
                 continue
             if plan.pages > PDFIUM_PAGES:

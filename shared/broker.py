@@ -40,12 +40,16 @@ Consume = Callable[[tuple[Record, ...]], Awaitable[None]]
 
 logger = structlog.stdlib.get_logger()
 
+# FastStream informs of every batch, and warns that topics are not made automatically, which is how we want it.
+_errors_only = logging.getLogger(f"{__name__}.faststream")
+_errors_only.setLevel(logging.ERROR)
+
 
 class WaitingConsumer(AIOKafkaConsumer):
     """A consumer whose `getmany` returns only with records in hand.
 
-    FastStream sleeps for the poll timeout after each empty poll. A record that arrives then waits: 54 ms a hop
-    was measured with a timeout of 50 ms. Never returning empty-handed takes that sleep away.
+    FastStream sleeps for the poll timeout after each empty poll, and a record that arrives then waits. Never
+    returning empty-handed takes that sleep away; docs/decisions/0001-waiting-consumer.md has the figures.
     """
 
     @override
@@ -67,7 +71,7 @@ class Broker(KafkaBroker):
             consumer_only=True,
             apply_types=False,
             graceful_timeout=STOP_PATIENCE.total_seconds(),
-            logger=logging.getLogger("faststream"),
+            logger=_errors_only,
         )
 
     @override

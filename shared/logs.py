@@ -10,7 +10,7 @@ from shared.settings import LogSettings
 NOISY = ("aiokafka", "faststream", "httpx", "httpcore", "uvicorn.access", "sse_starlette", "pypdf", "alembic")
 """Libraries whose chatter below a warning helps nobody in operation."""
 
-OWN_HANDLERS = ("uvicorn", "uvicorn.error", "faststream")
+OWN_HANDLERS = ("uvicorn", "uvicorn.error")
 """Libraries that write in a format of their own unless they are made to pass their lines on."""
 
 

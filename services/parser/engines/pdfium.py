@@ -44,6 +44,10 @@ class PdfiumDocument:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let go of what was read of it."""
         self._document.close()
 
     def metadata(self) -> dict[str, str]:

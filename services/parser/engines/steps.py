@@ -162,8 +162,47 @@ def _engine_name(name: str) -> EngineName:
     raise ValueError(f"unknown PDF engine {name!r}; it is pdfium or pypdf")
 
 
-def _open(engine: EngineName, path: Path) -> base.Document:
-    return PdfiumDocument(path) if engine == "pdfium" else PypdfDocument(path)
+@contextmanager
+def _open(engine: EngineName, path: Path) -> Iterator[base.Document]:
+    """Lend a document. One of pdfium's stays open for the next step, which is often about the same file.
+
+    Opening a large file costs as much as reading 15 of its pages, and its fonts are loaded anew. A document of pypdf
+    would keep far more memory than it saves time.
+    """
+    if engine == "pypdf":
+        with PypdfDocument(path) as document:
+            yield document
+        return
+    with _last_document.lend(path) as document:
+        yield document
+
+
+class _LastDocument:
+    """The one document that this process keeps open: the last one that pdfium read without a failure."""
+
+    def __init__(self) -> None:
+        self._identity: tuple[object, ...] = ()
+        self._document: PdfiumDocument | None = None
+
+    @contextmanager
+    def lend(self, path: Path) -> Iterator[base.Document]:
+        """Lend the document of a path; it is opened only if it is another file than the last one."""
+        stat = path.stat()
+        identity = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        document, self._document = self._document, None
+        if document is None or identity != self._identity:
+            if document is not None:
+                document.close()
+            document = PdfiumDocument(path)
+        try:
+            yield document
+        except BaseException:
+            document.close()
+            raise
+        self._identity, self._document = identity, document
+
+
+_last_document = _LastDocument()
 
 
 def _read(engine: EngineName, path: Path, numbers: Iterable[int], into: _Reading | None = None) -> _Reading:
