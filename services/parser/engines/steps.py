@@ -5,6 +5,7 @@ that pdfium cannot read or finds no text on.
 """
 
 import signal
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ from shared.pdf import HEADER_WINDOW, check_header
 SECOND_OPINION_BUDGET = timedelta(seconds=45)
 """Processor time that pypdf may take for the pages of one shard on which pdfium found no text. Enough for a shard
 of scans (1 s); a shard of maps with millions of strokes must not run into the hard limit of 300 s for nothing."""
+
+
+KEPT_DOCUMENTS = 4
+"""Documents that a child keeps open: as many large ones as it usually has shards of at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ def _engine_name(name: str) -> EngineName:
 
 @contextmanager
 def _open(engine: EngineName, path: Path) -> Iterator[base.Document]:
-    """Lend a document. One of pdfium's stays open for the next step, which is often about the same file.
+    """Lend a document. Those of pdfium stay open for the next steps, which are often about the same files.
 
     Opening a large file costs as much as reading 15 of its pages, and its fonts are loaded anew. A document of pypdf
     would keep far more memory than it saves time.
@@ -173,36 +178,34 @@ def _open(engine: EngineName, path: Path) -> Iterator[base.Document]:
         with PypdfDocument(path) as document:
             yield document
         return
-    with _last_document.lend(path) as document:
+    with _open_documents.lend(path) as document:
         yield document
 
 
-class _LastDocument:
-    """The one document that this process keeps open: the last one that pdfium read without a failure."""
+class _OpenDocuments:
+    """The documents that this process keeps open: the last few that pdfium read without a failure."""
 
     def __init__(self) -> None:
-        self._identity: tuple[object, ...] = ()
-        self._document: PdfiumDocument | None = None
+        self._kept: OrderedDict[tuple[object, ...], PdfiumDocument] = OrderedDict()
 
     @contextmanager
     def lend(self, path: Path) -> Iterator[base.Document]:
-        """Lend the document of a path; it is opened only if it is another file than the last one."""
+        """Lend the document of a path; it is opened unless it is kept, and the file is still the same."""
         stat = path.stat()
         identity = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        document, self._document = self._document, None
-        if document is None or identity != self._identity:
-            if document is not None:
-                document.close()
-            document = PdfiumDocument(path)
+        document = self._kept.pop(identity, None) or PdfiumDocument(path)
         try:
             yield document
         except BaseException:
             document.close()
             raise
-        self._identity, self._document = identity, document
+        self._kept[identity] = document
+        if len(self._kept) > KEPT_DOCUMENTS:
+            _, oldest = self._kept.popitem(last=False)
+            oldest.close()
 
 
-_last_document = _LastDocument()
+_open_documents = _OpenDocuments()
 
 
 def _read(engine: EngineName, path: Path, numbers: Iterable[int], into: _Reading | None = None) -> _Reading:
