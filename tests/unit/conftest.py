@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,9 +20,18 @@ class _Guard:
     def __init__(self) -> None:
         self.armed = False
         self.seen: list[str] = []
+        self._others: set[int] = set()
+
+    def arm(self) -> None:
+        """Watch this thread and those that it starts, but none that is at work already, for another folder's tests."""
+        self.seen.clear()
+        self._others = {thread.ident for thread in threading.enumerate() if thread.ident} - {threading.get_ident()}
+        self.armed = True
 
     def __call__(self, event: str, args: tuple[object, ...]) -> None:
-        if self.armed and (event in _LOOKUPS or (event == "socket.__new__" and not _is_local(args[1]))):
+        if not self.armed or threading.get_ident() in self._others:
+            return
+        if event in _LOOKUPS or (event == "socket.__new__" and not _is_local(args[1])):
             self.seen.append(f"{event}{args[1:] if event == 'socket.__new__' else args}")
             raise RuntimeError(f"unit tests reach no network, but this one asked for {self.seen[-1]}")
 
@@ -37,8 +47,7 @@ sys.addaudithook(_GUARD)
 
 @pytest.fixture(autouse=True)
 def no_network() -> Iterator[None]:
-    _GUARD.seen.clear()
-    _GUARD.armed = True
+    _GUARD.arm()
     yield
     _GUARD.armed = False
     assert not _GUARD.seen, "unit tests reach no network"
