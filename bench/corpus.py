@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cli.sample import write_sample
 from services.parser.engines import ParserOptions
-from services.parser.shards import PDFIUM_PAGES
+from services.parser.shards import SHARD_PAGES
 from services.parser.workers import Workers
 from shared.errors import PermanentError
 
@@ -84,7 +84,7 @@ async def _long_ones(paths: Iterable[Path]) -> list[Path]:
                 plan, _ = await workers.begin(path)
             except PermanentError:  # no PDF that anyone can read
                 continue
-            if plan.pages > PDFIUM_PAGES:
+            if plan.pages > SHARD_PAGES:
                 found.append(path)
     finally:
         await workers.aclose()

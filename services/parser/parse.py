@@ -50,7 +50,7 @@ class DocumentParser:
         started = now()
         async with self._blobs.local_path(event.blob_url) as path:
             plan, extraction = await self._workers.begin(path)
-        shards = shards_of(plan.pages, plan.engine)
+        shards = shards_of(plan.pages)
         planned = _planned(event, plan, len(shards), started)
         if extraction is not None:
             return [planned, *self._extracted(event, 0, extraction, started)]

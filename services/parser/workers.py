@@ -91,12 +91,16 @@ class Workers:
         return [self._options, replace(self._options, engine="pypdf")]
 
     async def _ask(self, attempts: list[ParserOptions], step: Callable[..., _T], *args: Any) -> _T:
-        """Run a step; where its child is lost, run it again as the next attempt says."""
-        failures: list[DeadlineExceededError | PermanentError | WorkerLostError] = []
+        """Run a step; where the document is too much for it, run it again as the next attempt says.
+
+        A child that was lost for no fault of the document's is no reason for another engine: the text of a page must
+        not depend on who was restarted when. That is worth a later try by the same one.
+        """
+        failures: list[DeadlineExceededError | PermanentError] = []
         for options in attempts:
             try:
                 return await self._run(self._options.timeout / len(attempts), step, *args, options)
-            except (DeadlineExceededError, PdfLimitError, WorkerLostError) as error:
+            except (DeadlineExceededError, PdfLimitError) as error:
                 failures.append(error)
             except PermanentError as error:
                 failures.append(error)
@@ -147,14 +151,10 @@ class Workers:
         )
 
 
-def _verdict(failures: list[DeadlineExceededError | PermanentError | WorkerLostError]) -> Exception:
-    """Choose what to report after all attempts failed.
-
-    A child lost for no fault of the document's makes it worth a later try, whatever the second opinion was.
-    """
-    lost = [error for error in failures if isinstance(error, WorkerLostError)]
-    if lost or not isinstance(failures[-1], PermanentError):
-        return lost[0] if lost else failures[-1]
+def _verdict(failures: list[DeadlineExceededError | PermanentError]) -> Exception:
+    """Choose what to report after all attempts failed: the more telling refusal, or that the last one took too long."""
+    if not isinstance(failures[-1], PermanentError):
+        return failures[-1]
     return most_telling(error for error in failures if isinstance(error, PermanentError))
 
 

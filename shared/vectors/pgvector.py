@@ -40,11 +40,6 @@ PREPARE_TIMEOUT = timedelta(hours=1)
 PREPARE_LOCK = 7_265_812
 """Key of the advisory lock of `prepare`: two migrations at once must not make the same index twice."""
 
-_PASSING = (
-    asyncpg.TransactionRollbackError,  # deadlocks and serialization failures
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-)
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedObjectError)
 
 # The rows come sorted by their key, so that two writers of the same chunks wait for each other and never deadlock.
@@ -207,12 +202,10 @@ class PgVectorStore:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """Lend a connection, and translate what passes by itself or by a migration."""
+        """Lend a connection, and translate what a migration will heal."""
         try:
             async with acquire(self._pool) as connection:
                 yield connection
-        except _PASSING as error:
-            raise DependencyUnavailableError(f"the database gave up on a statement: {error}") from error
         except _NOT_MIGRATED as error:
             raise DependencyUnavailableError(
                 f"the database is not migrated, run `paperlane migrate`: {error}"

@@ -52,7 +52,7 @@ async def _parse(workers: Workers, path: Path) -> tuple[Plan, list[Extraction]]:
     plan, extraction = await workers.begin(path)
     if extraction is not None:
         return plan, [extraction]
-    shards = shards_of(plan.pages, plan.engine)
+    shards = shards_of(plan.pages)
     return plan, [await workers.extract(path, first, last, plan.engine) for first, last in shards]
 
 

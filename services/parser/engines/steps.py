@@ -122,7 +122,7 @@ def begin(path: Path, options: ParserOptions) -> tuple[Plan, Extraction | None]:
         No engine can open it, or not one page of it can be read.
     """
     found = plan(path, options)
-    if len(shards_of(found.pages, found.engine)) > 1:
+    if len(shards_of(found.pages)) > 1:
         return found, None
     return found, extract(path, 1, found.pages, found.engine, options)
 
