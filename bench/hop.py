@@ -29,8 +29,6 @@ GAPS = (0.02, 0.3)
 
 TIMEOUTS_MS = (5, 50, 200)
 
-Take = Callable[[float], None]
-
 
 class Hops:
     """Sends records one after another and notes how long each takes to its handler."""

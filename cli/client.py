@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -68,14 +69,13 @@ class Client:
         """
         seen = ""
         while True:
-            try:
+            with suppress(httpx.TransportError):
                 async for name, number, state in self._events(task_id, seen):
                     seen = number or seen
                     yield state
                     if name == "complete":
                         return
-            except httpx.TransportError:
-                await asyncio.sleep(RECONNECT_PAUSE.total_seconds())
+            await asyncio.sleep(RECONNECT_PAUSE.total_seconds())  # a stream that was closed in order comes here, too
 
     async def _events(self, task_id: str, seen: str) -> AsyncIterator[tuple[str, str, Answer]]:
         headers = {"Last-Event-ID": seen} if seen else {}

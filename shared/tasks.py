@@ -1,10 +1,8 @@
 """A task: the row in PostgreSQL, and what the API and the event stream show of it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -30,7 +28,7 @@ STAGE_SHARES = {Stage.PARSE: 33, Stage.EMBED: 33, Stage.INDEX: 34}
 
 @dataclass(slots=True)
 class TaskRow:
-    """A row of the table `tasks`; see its migration for the columns."""
+    """A row of the table `tasks`, whose migration describes the columns; `TaskRow(**record)` reads one."""
 
     task_id: UUID
     owner: str
@@ -74,11 +72,6 @@ class TaskRow:
     error_message: str | None = None
     failed_at: datetime | None = None
     retry_count: int = 0
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Self:
-        """Make a row of a database record with all columns."""
-        return cls(**record)
 
     @property
     def final(self) -> bool:

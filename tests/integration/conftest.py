@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from pydantic import SecretStr
 
+from deploy.local import StackOptions
 from services.gateway.tasks import Tasks
 from shared.database.pool import Pool, acquire, open_pool
 from shared.kafka import Publisher
@@ -23,7 +24,8 @@ class StackSettings(KafkaSettings, VectorSettings, BlobSettings):
 
 @pytest.fixture(scope="session")
 def stack_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackThread]:
-    with StackThread(tmp_path_factory.mktemp("stack")) as running:
+    options = StackOptions(data=tmp_path_factory.mktemp("stack"), port=0, services=())
+    with StackThread(options) as running:
         yield running
 
 

@@ -70,6 +70,14 @@ async def look(watch: StageWatch, time: Time, stage: str) -> StageState:
     return (await watch.observe())[stage]
 
 
+async def answers(watch: StageWatch, time: Time, before: StageState) -> None:
+    """Check that the broker answers again, and as before."""
+    try:
+        assert await look(watch, time, Stage.INDEX) == before
+    except DependencyUnavailableError as error:
+        raise AssertionError from error
+
+
 # --- numbers of PostgreSQL ---
 
 
@@ -203,13 +211,7 @@ async def test_a_broker_that_does_not_answer_is_away_until_it_answers(
         with pytest.raises(DependencyUnavailableError, match="the Kafka broker does not answer"):
             await look(watch, time, Stage.INDEX)
 
-    async def answers() -> None:
-        try:
-            assert await look(watch, time, Stage.INDEX) == before
-        except DependencyUnavailableError as error:
-            raise AssertionError from error
-
-    await eventually(answers)
+    await eventually(lambda: answers(watch, time, before))
 
 
 async def test_connections_that_were_cut_are_made_again(watch: StageWatch, time: Time) -> None:
@@ -221,13 +223,7 @@ async def test_connections_that_were_cut_are_made_again(watch: StageWatch, time:
         for connection in connections:
             connection._writer.transport.abort()
 
-    async def answers() -> None:
-        try:
-            assert await look(watch, time, Stage.INDEX) == before
-        except DependencyUnavailableError as error:
-            raise AssertionError from error
-
-    await eventually(answers)
+    await eventually(lambda: answers(watch, time, before))
 
 
 async def test_without_any_broker_a_look_says_so_each_time(nothing_left_running: None, time: Time) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from anyio.from_thread import start_blocking_portal
 
 from cli.sample import write_sample
 from deploy.local import LocalStack, StackOptions
+from tests.support.stack_thread import StackThread
 
 MAX_UPLOAD_BYTES = 48 * 1024 * 1024
 """Above the largest odd PDF, and small enough to go beyond in a test."""
@@ -24,9 +24,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         replicas=REPLICAS,
         env={"MAX_UPLOAD_BYTES": str(MAX_UPLOAD_BYTES), "SSE_HEARTBEAT": "0.2"},
     )
-    # In a thread of its own, which lives as long as all tests do: the stack's processes die with the one that forked.
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(LocalStack(options)) as running:
-        yield running
+    with StackThread(options) as running:
+        yield running.stack
 
 
 @pytest.fixture

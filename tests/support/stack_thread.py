@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,18 +15,12 @@ T = TypeVar("T")
 
 
 class StackThread:
-    """A context in which Kafka and PostgreSQL run, with topics and schema, and without any service.
+    """A context in which a stack runs, in a thread that lives as long: its processes die with the one that forked."""
 
-    Parameters
-    ----------
-    data
-        Folder for all that they write.
-    """
-
-    def __init__(self, data: Path) -> None:
+    def __init__(self, options: StackOptions) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="stack")
-        self._options = StackOptions(data=data, port=0, services=())
+        self._options = options
         self._stack: LocalStack | None = None
 
     def __enter__(self) -> Self:

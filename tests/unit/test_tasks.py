@@ -171,7 +171,7 @@ def test_an_update_says_the_same_as_the_api(task: TaskRow) -> None:
 
 def test_a_row_is_made_of_a_record_with_all_columns() -> None:
     record = {field.name: getattr(completed(), field.name) for field in fields(TaskRow)}
-    assert TaskRow.of(record) == completed()
+    assert TaskRow(**record) == completed()
 
 
 def test_a_task_enters_the_pipeline_as_what_was_uploaded() -> None:
