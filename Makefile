@@ -6,7 +6,7 @@ RUNTIME := .venv/.runtime
 DEVELOPMENT := .venv/.development
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench lock clean
+.PHONY: help demo up test faults lint format bench lock clean
 
 help:  ## Show what there is.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -19,6 +19,9 @@ up: $(RUNTIME)  ## Start the whole stack at http://localhost:8000, until Ctrl-C.
 
 test: $(DEVELOPMENT)  ## Run all tests, on a real Kafka and PostgreSQL.
 	$(BIN)/python -m pytest $(PYTEST)
+
+faults: $(DEVELOPMENT)  ## Break a stack in every way for an hour; writes docs/reliability.md.
+	$(BIN)/python -m bench.faults
 
 lint: $(DEVELOPMENT)  ## Check style and types.
 	$(BIN)/ruff check .

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cli.sample import write_sample
 from services.parser.engines import ParserOptions
-from services.parser.shards import SHARD_PAGES
 from services.parser.workers import Workers
 from shared.errors import PermanentError
+from shared.shards import SHARD_PAGES
 
 SAMPLES = Path(__file__).parents[1] / "tests" / "data" / "samples"
 

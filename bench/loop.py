@@ -67,7 +67,7 @@ class Loop:
         document, task, version = _document(name), uuid4(), version_of(now())
         for n, (chunk, vector) in enumerate(zip(chunks, vectors, strict=True)):
             yield StoredChunk(
-                chunk_id=chunk_id(document, self.embedder.model, 0, 0, n),
+                chunk_id=chunk_id(task, self.embedder.model, 0, 0, n),
                 document_id=document,
                 task_id=task,
                 owner=OWNER,

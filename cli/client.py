@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
+from uuid import UUID
 
 import httpx
 from httpx_sse import aconnect_sse
@@ -20,7 +21,17 @@ Answer = dict[str, Any]
 
 
 class ApiError(Exception):
-    """The service refused a request, or could not be reached; the text says why."""
+    """The service refused a request, or could not be reached; the text says why.
+
+    Parameters
+    ----------
+    code
+        The service's own code for it; None where it was not the service that answered.
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Client:
@@ -82,7 +93,7 @@ class Client:
         async with aconnect_sse(self._http, "GET", f"/tasks/{task_id}/stream", headers=headers) as source:
             if source.response.is_error:
                 await source.response.aread()
-                raise ApiError(_reason(source.response))
+                raise _refusal(source.response)
             async for event in source.aiter_sse():
                 if event.data:  # a heartbeat comes out as an event without data
                     yield event.event, event.id, event.json()
@@ -96,19 +107,32 @@ class Client:
         """Return a page of tasks, with the total."""
         return await self._request("GET", "/tasks", params=params)
 
+    async def task(self, task_id: UUID) -> Answer:
+        """Return a task."""
+        return await self._request("GET", f"/tasks/{task_id}")
+
+    async def cancel(self, task_id: UUID) -> Answer:
+        """Cancel a task, and return it."""
+        return await self._request("POST", f"/tasks/{task_id}/cancel")
+
+    async def replay(self, task_id: UUID) -> Answer:
+        """Have the failed parts of a task run again, and return it."""
+        return await self._request("POST", f"/tasks/{task_id}/replay")
+
     async def _request(self, method: str, path: str, **options: Any) -> Answer:
         try:
             response = await self._http.request(method, path, **options)
         except httpx.TransportError as error:
             raise ApiError(f"no answer from {self._url}: is `paperlane up` running? ({error!r})") from error
         if response.is_error:
-            raise ApiError(_reason(response))
+            raise _refusal(response)
         answer: Answer = response.json()
         return answer
 
 
-def _reason(response: httpx.Response) -> str:
+def _refusal(response: httpx.Response) -> ApiError:
     try:
-        return f"{response.json()['detail']} ({response.json()['code']})"
-    except (ValueError, KeyError):
-        return f"{response.status_code} {response.reason_phrase}"
+        detail, code = response.json()["detail"], response.json()["code"]
+    except (ValueError, KeyError, TypeError):
+        return ApiError(f"{response.url} answered {response.status_code} {response.reason_phrase}")
+    return ApiError(f"{detail} ({code})", code)

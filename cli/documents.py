@@ -1,17 +1,17 @@
 """`paperlane upload | watch | search | tasks`: the API from a terminal."""
 
 import asyncio
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.client import ApiError, Client
+from cli.client import Client
 from cli.progress import Board, process_all
+from cli.running import run
 
 AT_ONCE = 16
 """Files that are on their way at the same time; each holds one connection for its stream."""
@@ -20,15 +20,13 @@ Url = Annotated[str, typer.Option(envvar="PAPERLANE_URL", help="Where the gatewa
 
 DEFAULT_URL = "http://localhost:8000"
 
-T = TypeVar("T")
-
 
 def upload(
     files: Annotated[list[Path], typer.Argument(help="PDF files, or folders of them.")], url: Url = DEFAULT_URL
 ) -> None:
     """Upload PDFs and watch each of them to its end. Exit status 1 where one did not complete."""
     paths = [path for file in files for path in (sorted(file.rglob("*.pdf")) if file.is_dir() else [file])]
-    outcomes = _run(_upload(paths, url))
+    outcomes = run(_upload(paths, url))
     if any(outcome != "completed" for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -40,7 +38,7 @@ async def _upload(paths: list[Path], url: str) -> list[str]:
 
 def watch(task_ids: Annotated[list[str], typer.Argument(help="Tasks, by their ids.")], url: Url = DEFAULT_URL) -> None:
     """Watch tasks to their end."""
-    _run(_watch(task_ids, url))
+    run(_watch(task_ids, url))
 
 
 async def _watch(task_ids: list[str], url: str) -> None:
@@ -55,7 +53,7 @@ def search(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Search what was indexed."""
-    _run(show_hits(url, query, limit, Console(highlight=False, soft_wrap=True)))
+    run(show_hits(url, query, limit, Console(highlight=False, soft_wrap=True)))
 
 
 async def show_hits(url: str, query: str, limit: int, console: Console) -> int:
@@ -79,7 +77,7 @@ def tasks(
     url: Url = DEFAULT_URL,
 ) -> None:
     """List tasks, newest first."""
-    _run(_tasks({"skip": skip, "limit": limit} | ({"status": status} if status else {}), url))
+    run(_tasks({"skip": skip, "limit": limit} | ({"status": status} if status else {}), url))
 
 
 async def _tasks(params: dict[str, str | int], url: str) -> None:
@@ -96,11 +94,3 @@ async def _tasks(params: dict[str, str | int], url: str) -> None:
 def _shortened(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= 160 else f"{flat[:159]}…"
-
-
-def _run(work: Coroutine[None, None, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except ApiError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]paperlane:[/] {escape(str(error))}")
-        raise typer.Exit(1) from None

@@ -2,6 +2,8 @@
 
 import typer
 
+from cli import dlq
+from cli.control import cancel, replay
 from cli.demo import demo
 from cli.documents import search, tasks, upload, watch
 from cli.migrate import migrate
@@ -12,8 +14,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # they hold passwords
 )
-for command in (up, demo, upload, watch, search, tasks, migrate):
+for command in (up, demo, upload, watch, search, tasks, cancel, replay, migrate):
     app.command()(command)
+app.add_typer(dlq.app, name="dlq")
 
 
 if __name__ == "__main__":

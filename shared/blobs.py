@@ -1,10 +1,14 @@
 """The blob store: where PDFs lie while they are worked on, on a disk or at an object store, through obstore."""
 
 import asyncio
+import os
+import re
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,7 +23,27 @@ from shared.settings import BlobSettings
 PING_TIMEOUT = timedelta(seconds=2)
 """A store that does not answer within it counts as away; stays below the timeout of a readiness probe."""
 
+LISTED = 1_000
+"""Blobs of one batch of a listing: a page of an object store, and some hundred kilobytes."""
+
+_HALF_WRITTEN = re.compile(r"#[0-9]+$")
+"""How obstore ends the name of a file on a disk that it has not finished; it neither lists nor deletes such files."""
+
 logger = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob as a listing shows it.
+
+    Attributes
+    ----------
+    modified
+        When it was last written, by the store's own clock; where it came in several pieces, S3 tells when it began.
+    """
+
+    url: str
+    modified: datetime
 
 
 class BlobMissingError(PermanentError):
@@ -65,6 +89,9 @@ class BlobStore:
     async def local_path(self, url: str) -> AsyncIterator[Path]:
         """Lend a blob as a local file: itself where it lies on this disk, a temporary copy otherwise.
 
+        The copy has no name in any folder, so it is gone with this process, however that ends. Until then, other
+        processes of the same user can open it, too.
+
         Raises
         ------
         BlobMissingError
@@ -75,15 +102,14 @@ class BlobStore:
         key = self._key(url)
         if self._folder is not None:
             path = self._folder / key  # the key is taken literally, as obstore does
-            if not await asyncio.to_thread(path.exists):
-                raise BlobMissingError("the uploaded file is no longer in the blob store")
+            await asyncio.to_thread(_require, path, self._folder)
             yield path
             return
-        with tempfile.NamedTemporaryFile(prefix="paperlane-", suffix=".pdf") as file:
+        with tempfile.TemporaryFile() as file:
             async for data in self._read(url):
                 await asyncio.to_thread(file.write, data)
             file.flush()
-            yield Path(file.name)
+            yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
     async def _read(self, url: str) -> AsyncIterator[bytes]:
         try:
@@ -104,13 +130,41 @@ class BlobStore:
         """
         for url in urls:
             try:
-                await obstore.delete_async(self._store, self._key(url))
+                await self._delete(self._key(url))
             except FileNotFoundError:
                 continue
             except BlobForeignError as error:
                 logger.warning("blob not deleted", reason=str(error))
             except (BaseError, OSError) as error:
                 raise DependencyUnavailableError(f"the blob store cannot delete: {error}") from error
+
+    async def _delete(self, key: str) -> None:
+        if self._folder is not None and _HALF_WRITTEN.search(key):
+            await asyncio.to_thread((self._folder / key).unlink)
+        else:
+            await obstore.delete_async(self._store, key)
+
+    async def listing(self) -> AsyncIterator[Sequence[StoredBlob]]:
+        """Yield all that there is, in batches of at most `LISTED` and in no order.
+
+        On a disk this includes files that are half-written, by an upload under way or by one whose process was killed.
+        An object store hides these, and removes them by a rule for its bucket.
+
+        Raises
+        ------
+        DependencyUnavailableError
+            The store does not answer.
+        """
+        try:
+            if self._folder is not None:
+                files = _files(self._folder)
+                while some := await asyncio.to_thread(list, islice(files, LISTED)):
+                    yield [StoredBlob(self.url(key), modified) for key, modified in some]
+            else:
+                async for batch in obstore.list(self._store, chunk_size=LISTED):
+                    yield [StoredBlob(self.url(blob["path"]), blob["last_modified"]) for blob in batch]
+        except (BaseError, OSError) as error:
+            raise DependencyUnavailableError(f"the blob store cannot be listed: {error}") from error
 
     async def ping(self) -> bool:
         """Tell whether the store answers now."""
@@ -127,3 +181,30 @@ class BlobStore:
         if key == url or ".." in key.split("/"):
             raise BlobForeignError(f"the blob lies outside this service's BLOB_URL: {url}")
         return key
+
+
+def _files(folder: Path, inside: str = "") -> Iterator[tuple[str, datetime]]:
+    """Yield the key of each file in a folder, and when it was last written. Links are not followed.
+
+    obstore's own listing of a disk hides what is half-written, and fails for one file whose name is no text.
+    """
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, PermissionError):  # gone since, or foreign, such as lost+found
+        return
+    with entries:
+        for entry in entries:
+            key = inside + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(folder / entry.name, f"{key}/")
+            elif entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):  # finished or deleted since
+                    yield key, datetime.fromtimestamp(entry.stat().st_mtime, UTC)
+
+
+def _require(path: Path, folder: Path) -> None:
+    """Raise where a file of the store is not there, or where all of the store is not."""
+    if not folder.is_dir():  # a volume that is not mounted, for instance
+        raise DependencyUnavailableError("the blob store's folder is not there")
+    if not path.exists():
+        raise BlobMissingError("the uploaded file is no longer in the blob store")

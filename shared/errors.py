@@ -63,31 +63,37 @@ class PermanentError(PaperlaneError):
     code = "permanent_failure"
 
 
-class NotAPdfError(PermanentError):
+class DocumentError(PermanentError):
+    """The document itself is at fault, so that no other document is in danger."""
+
+    code = "document_refused"
+
+
+class NotAPdfError(DocumentError):
     """The content is no PDF, whatever its name says."""
 
     code = "not_a_pdf"
 
 
-class CorruptPdfError(PermanentError):
+class CorruptPdfError(DocumentError):
     """A PDF that no engine can open or read."""
 
     code = "pdf_corrupt"
 
 
-class EncryptedPdfError(PermanentError):
+class EncryptedPdfError(DocumentError):
     """A PDF that opens only with a password."""
 
     code = "pdf_encrypted"
 
 
-class EmptyPdfError(PermanentError):
+class EmptyPdfError(DocumentError):
     """A PDF without a single page."""
 
     code = "pdf_without_pages"
 
 
-class PdfLimitError(PermanentError):
+class PdfLimitError(DocumentError):
     """A PDF that needs more memory or time than a document may take, such as a decompression bomb."""
 
     code = "pdf_limit_exceeded"
@@ -109,6 +115,12 @@ class UndecodableRecordError(PermanentError):
     """A Kafka record that is not an event of a known schema version."""
 
     code = "record_undecodable"
+
+
+class RecordTooLargeError(PermanentError):
+    """A Kafka record that is larger than its topic takes."""
+
+    code = "record_too_large"
 
 
 MAX_MESSAGE_CHARACTERS = 2_000

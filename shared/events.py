@@ -31,6 +31,20 @@ class Stage(StrEnum):
     INDEX = "index"
 
 
+class Step(StrEnum):
+    """What a unit of work does: the stages, and before them the plan of a document, which is the parser's too."""
+
+    PLAN = "plan"
+    PARSE = "parse"
+    EMBED = "embed"
+    INDEX = "index"
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the step belongs to."""
+        return Stage.PARSE if self is Step.PLAN else Stage(self.value)
+
+
 class Event(BaseModel):
     """Base of all events. Unknown fields are ignored, so that old consumers read newer producers."""
 
@@ -73,6 +87,7 @@ class PagesRequested(DocumentEvent):
     shard: int = Field(ge=0, le=MOST)
     first_page: int = Field(ge=1)
     last_page: int = Field(ge=1)
+    parts: tuple[int, ...] | None = Field(None, description="the parts that are wanted; all where this is null")
 
 
 class Chunk(BaseModel):
@@ -93,10 +108,13 @@ class PartEvent(DocumentEvent):
     ----------
     weight
         The part's share of its shard's pages, in thousandths of a page (see `PAGE_WEIGHT`).
+    parts
+        How many parts its shard has; None from a parser that did not tell yet.
     """
 
     shard: int = Field(ge=0, le=MOST)
     part: int = Field(ge=0, le=MOST)
+    parts: int | None = Field(None, ge=1, le=MOST)
     weight: int = Field(ge=0, le=MOST)
     chunks: tuple[Chunk, ...]
 
@@ -137,6 +155,13 @@ class DocumentCompleted(Event):
     document_id: UUID
     owner: str
     submitted_at: AwareDatetime
+
+
+class TaskCanceled(Event):
+    """A task is over at its owner's wish: what waits of it is dropped, and what was indexed of it is removed."""
+
+    document_id: UUID
+    owner: str
 
 
 class Timed(Event):
@@ -189,26 +214,74 @@ class PartIndexed(Timed):
     weight: int = Field(ge=0, le=MOST)
 
 
-class UnitFailed(Event):
-    """A unit of work has ended for good without success.
+class Failure(Event):
+    """A unit of work did not succeed.
 
     Attributes
     ----------
-    shard, part
-        Which unit; both 0 where the document failed before it was planned.
+    step, shard, part
+        Which unit; shard and part are 0 where there is none yet. Without a step it is that of the stage.
+    run
+        How often the unit has been replayed, so that what an earlier run did is known from what this one does.
+    code, message
+        Why: stable for programs, and for people.
     """
 
-    kind: Literal["unit_failed"] = "unit_failed"
     stage: Stage
+    step: Step | None = None
     shard: int = Field(ge=0, le=MOST)
     part: int = Field(ge=0, le=MOST)
+    run: int = Field(0, ge=0, le=MOST)
     code: str
     message: str
     failed_at: AwareDatetime
 
 
+class UnitRetryScheduled(Failure):
+    """A unit of work has failed for a passing reason, and will be tried again.
+
+    Attributes
+    ----------
+    parts
+        How many parts its shard has, where that is known.
+    attempt, attempts
+        The attempt that failed, counted from 1, and how many there are in all.
+    retry_at
+        When it will be tried again; never before.
+    """
+
+    kind: Literal["unit_retry_scheduled"] = "unit_retry_scheduled"
+    parts: int | None = Field(None, ge=1, le=MOST)
+    attempt: int = Field(ge=1, le=MOST)
+    attempts: int = Field(ge=1, le=MOST)
+    retry_at: AwareDatetime
+
+
+class DeadLetter(BaseModel):
+    """Where a dead letter lies in Kafka."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: str
+    partition: int = Field(ge=0, le=MOST)
+    offset: int = Field(ge=0)
+
+
+class UnitFailed(Failure):
+    """A unit of work has ended for good without success.
+
+    Attributes
+    ----------
+    dead_letter
+        The record, kept for people and for a replay.
+    """
+
+    kind: Literal["unit_failed"] = "unit_failed"
+    dead_letter: DeadLetter | None = None
+
+
 TaskEvent = Annotated[
-    DocumentPlanned | ShardExtracted | PartEmbedded | PartIndexed | UnitFailed,
+    DocumentPlanned | ShardExtracted | PartEmbedded | PartIndexed | UnitRetryScheduled | UnitFailed,
     Field(discriminator="kind"),
 ]
 TASK_EVENT: TypeAdapter[TaskEvent] = TypeAdapter(TaskEvent)
@@ -230,6 +303,8 @@ class TaskUpdated(Event):
     status: str
     progress: int = Field(ge=0, le=100)
     message: str
+    retry_count: int = Field(0, ge=0)
+    next_retry_at: AwareDatetime | None = None
     stages: dict[str, dict[str, Any]]
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -240,9 +315,9 @@ def document_id(owner: str, sha256: str) -> UUID:
     return uuid5(_DOCUMENTS, f"{owner}/{sha256}")
 
 
-def chunk_id(document: UUID, model: str, shard: int, part: int, n: int) -> UUID:
-    """Return the identity of a chunk, so that indexing it twice leaves it there once."""
-    return uuid5(document, f"{model}/{shard}/{part}/{n}")
+def chunk_id(task: UUID, model: str, shard: int, part: int, n: int) -> UUID:
+    """Return the identity of a task's chunk, so that indexing it twice leaves it there once."""
+    return uuid5(task, f"{model}/{shard}/{part}/{n}")
 
 
 def part_weight(pages: int, parts: int, part: int) -> int:

@@ -1,16 +1,18 @@
 """How every process reaches Kafka: client options, and the publisher."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
+from aiokafka.structs import RecordMetadata
 from pydantic import BaseModel
 
-from shared.errors import DependencyUnavailableError
+from shared.errors import DependencyUnavailableError, RecordTooLargeError
 from shared.settings import KafkaSettings
 
 CONNECT_PATIENCE = timedelta(seconds=60)
@@ -58,6 +60,8 @@ class Publisher:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
+        self._renewing = asyncio.Lock()
+        self._calls: Counter[AIOKafkaProducer] = Counter()
 
     async def start(self, patience: timedelta = CONNECT_PATIENCE) -> None:
         """Connect, trying again for as long as `patience` lasts.
@@ -67,9 +71,64 @@ class Publisher:
         DependencyUnavailableError
             No broker answered in that time.
         """
+        if self._producer is None:
+            self._producer = await self._connected(patience)
+
+    async def publish(self, records: Iterable[Outgoing]) -> list[RecordMetadata]:
+        """Publish records, and return where each of them lies once all are acknowledged.
+
+        Raises
+        ------
+        DependencyUnavailableError
+            Not connected yet.
+        RecordTooLargeError
+            A record is larger than its topic takes; whether others of this call were written is unknown.
+        KafkaError
+            A record was refused for another reason; of the others the same holds.
+        """
+        if (producer := self._producer) is None:
+            raise DependencyUnavailableError("not connected to Kafka yet")
+        self._calls[producer] += 1
+        try:
+            acks = [await self._send(producer, record) for record in records]
+            positions: list[RecordMetadata] = await asyncio.gather(*acks)
+        except KafkaError as error:
+            await self._renew(producer)
+            if isinstance(error, MessageSizeTooLargeError):
+                raise RecordTooLargeError(f"a record is larger than its topic takes: {error}") from error
+            raise
+        finally:
+            await self._leave(producer)
+        return positions
+
+    async def _send(self, producer: AIOKafkaProducer, record: Outgoing) -> asyncio.Future[RecordMetadata]:
+        nothing = record.key is None and record.value is None  # which Kafka has, but no aiokafka producer sends
+        ack: asyncio.Future[RecordMetadata] = await producer.send(
+            record.topic, b"" if nothing else record.value, key=record.key, headers=list(record.headers)
+        )
+        return ack
+
+    async def _renew(self, refused: AIOKafkaProducer) -> None:
+        """Replace a producer of which the broker refused a record.
+
+        It has counted that record as sent, so that from then on the broker would find its sequence out of order.
+        """
+        async with self._renewing:
+            if self._producer is refused:
+                self._producer = await self._connected(CONNECT_PATIENCE)
+
+    async def _leave(self, producer: AIOKafkaProducer) -> None:
+        """End a call, and with the last one a producer that was replaced; stopped any sooner, it would hang others."""
+        self._calls[producer] -= 1
+        if not self._calls[producer]:
+            del self._calls[producer]
+            if producer is not self._producer:
+                await producer.stop()
+
+    async def _connected(self, patience: timedelta) -> AIOKafkaProducer:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience.total_seconds()
-        while self._producer is None:
+        while True:
             producer = AIOKafkaProducer(
                 **client_options(self._settings), acks="all", enable_idempotence=True, max_request_size=LARGEST_RECORD
             )
@@ -84,22 +143,7 @@ class Publisher:
                     ) from error
                 await asyncio.sleep(CONNECT_PAUSE.total_seconds())
             else:
-                self._producer = producer
-
-    async def publish(self, records: Iterable[Outgoing]) -> None:
-        """Publish records and return when all of them are acknowledged.
-
-        Raises
-        ------
-        DependencyUnavailableError
-            Not connected yet.
-        KafkaError
-            A record was refused; whether others of this call were written is unknown.
-        """
-        if self._producer is None:
-            raise DependencyUnavailableError("not connected to Kafka yet")
-        acks = [await self._producer.send(r.topic, r.value, key=r.key, headers=list(r.headers)) for r in records]
-        await asyncio.gather(*acks)
+                return producer
 
     async def ping(self) -> bool:
         """Tell whether a broker answers now."""

@@ -1,18 +1,19 @@
 """Brings records from the retry topics back to where they failed, when they are due and never before.
 
-A retry topic holds records of one delay, so the one at the head of a partition is the one due first. Until then the
-partition is paused and its position put back to that record; nothing sleeps, so the consumer stays a live member of
-its group and the other partitions go on. A record is published before its offset is committed: a crash in between
-brings it back twice, which the stages bear. After a rebalance the new owner looks at the due time again.
+A retry topic holds records of one delay, so the one at the head of a partition is the one due first, or nearly so.
+Until then the partition is paused and its position put back to that record; nothing sleeps, so the consumer stays a
+live member of its group and the other partitions go on. A record is published before its offset is committed: a crash
+in between brings it back twice, which the stages bear. After a rebalance the new owner looks at the due time again.
 
-A provider's wish to be asked later than its topic's delay holds up the records behind it, for the same provider would
-refuse those as well.
+A record whose provider wants to be asked much later must not hold up those behind it: as long as it is due later than
+its topic's delay from now, it goes to the tail, once for each delay that passes. So the others wait behind it for one
+delay at most. When the clock jumps, every record is looked at anew, by the new time.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -21,9 +22,10 @@ from typing_extensions import override
 
 from shared.broker import Record
 from shared.clock import Clock, now
+from shared.errors import RecordTooLargeError
 from shared.kafka import Outgoing, Publisher, client_options
 from shared.periodic import periodically
-from shared.retry import attempt_of
+from shared.retry import attempt_of, route
 from shared.settings import KafkaSettings
 from shared.topics import Topic
 
@@ -42,27 +44,26 @@ class Relay(ConsumerRebalanceListener):
     Parameters
     ----------
     topics
-        The service's topics.
-    name
-        The service's name, from which the consumer group's is made.
+        The service's topics, at least one.
     """
 
     def __init__(
-        self, topics: Sequence[Topic], name: str, settings: KafkaSettings, publisher: Publisher, clock: Clock = now
+        self, topics: Sequence[Topic], settings: KafkaSettings, publisher: Publisher, clock: Clock = now
     ) -> None:
-        self._origins = {
-            topic.retry(delay): topic for topic in topics for delay in settings.retry_delays if topic.retried
+        self._sources = {
+            topic.retry(delay): (topic, delay) for topic in topics for delay in settings.retry_delays if topic.retried
         }
-        self._group = f"{name}.relay"
+        self._group = topics[0].relay_group
         self._settings = settings
         self._publisher = publisher
         self._clock = clock
-        self._paused: dict[TopicPartition, datetime] = {}
+        self._at_work = asyncio.Lock()
+        self._paused: dict[TopicPartition, tuple[datetime, datetime]] = {}  # since when, and until when
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Relay in the background while the context is open."""
-        if not self._origins:
+        if not self._sources:
             yield
             return
         async with periodically(RESTART_PAUSE, self._run):
@@ -75,50 +76,64 @@ class Relay(ConsumerRebalanceListener):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
         )
-        consumer.subscribe(list(self._origins), listener=self)
+        consumer.subscribe(list(self._sources), listener=self)
         await consumer.start()
         try:
             while True:
                 self._resume_due(consumer)
                 batches = await consumer.getmany(timeout_ms=int(LOOK_INTERVAL.total_seconds() * 1000))
-                for partition, records in batches.items():
-                    await self._relay(consumer, partition, records)
+                async with self._at_work:
+                    for partition, records in batches.items():
+                        await self._relay(consumer, partition, records)
         finally:
             self._paused.clear()
             await consumer.stop()
 
     async def _relay(self, consumer: AIOKafkaConsumer, partition: TopicPartition, records: Sequence[Record]) -> None:
-        """Bring back the due records of a partition, and wait for the first that is not."""
-        due = list(takewhile(lambda record: due_at(record) <= self._clock(), records))
-        head = records[len(due)] if len(due) < len(records) else None
-        await self._publisher.publish(map(self._returned, due))
+        """Move the records of a partition on, and wait for the first that stays where it is."""
+        now, moved = self._clock(), list[Outgoing]()
+        origin, delay = self._sources[partition.topic]
+        stays_until = None
+        for record in records:
+            stays_until = _stays_until(record, delay, now)
+            if stays_until is not None:
+                break
+            moved.append(_back(record, origin) if due_at(record) <= now else _at_the_tail(record, now))
+        await self._publish(moved, records, origin)
         try:
-            if due:
-                await consumer.commit({partition: due[-1].offset + 1})
-            if head is not None:
+            if moved:
+                await consumer.commit({partition: records[len(moved) - 1].offset + 1})
+            if stays_until is not None:
                 consumer.pause(partition)
-                consumer.seek(partition, head.offset)
-                self._paused[partition] = due_at(head)
+                consumer.seek(partition, records[len(moved)].offset)
+                self._paused[partition] = now, stays_until
         except (CommitFailedError, IllegalStateError) as error:  # a rebalance took the partition away meanwhile
             logger.info(
                 "relay lost a partition", topic=partition.topic, partition=partition.partition, error=str(error)
             )
 
-    def _returned(self, record: Record) -> Outgoing:
-        headers = [(name, value) for name, value in record.headers if name != "attempt"]
-        headers.append(("attempt", str(attempt_of(record) + 1).encode()))
-        return Outgoing(self._origins[record.topic].name, record.key, record.value, headers)
+    async def _publish(self, moved: Sequence[Outgoing], records: Sequence[Record], origin: Topic) -> None:
+        """Publish what was made of records. One that is too large to come back must not hold up the others."""
+        try:
+            await self._publisher.publish(moved)
+        except RecordTooLargeError:
+            for outgoing, record in zip(moved, records, strict=False):
+                try:
+                    await self._publisher.publish([outgoing])
+                except RecordTooLargeError as error:
+                    await self._publisher.publish([route(record, error, topic=origin, now=self._clock()).record])
 
     def _resume_due(self, consumer: AIOKafkaConsumer) -> None:
-        for partition, due in list(self._paused.items()):
-            if due <= self._clock():
+        for partition, (since, until) in list(self._paused.items()):
+            if not since <= self._clock() < until:  # before `since` it is where the clock was put back
                 del self._paused[partition]
                 consumer.resume(partition)
 
     @override
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        for partition in revoked:
-            self._paused.pop(partition, None)
+        async with self._at_work:  # what is published is committed before another member looks at it
+            for partition in revoked:
+                self._paused.pop(partition, None)
 
     @override
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
@@ -127,9 +142,34 @@ class Relay(ConsumerRebalanceListener):
 
 def due_at(record: Record) -> datetime:
     """Return when a record is due; at once where its header makes no sense."""
-    text = dict(record.headers).get("due-at") or b""  # Kafka has headers without a value, too
-    try:
-        due = datetime.fromisoformat(text.decode())
-    except ValueError:
-        return datetime.min.replace(tzinfo=UTC)
-    return due if due.tzinfo else due.replace(tzinfo=UTC)
+    return _time(record, "due-at")
+
+
+def _stays_until(record: Record, delay: timedelta, now: datetime) -> datetime | None:
+    """Return until when a record may stay at the head of its topic; None where it must leave now."""
+    due = due_at(record)
+    if due <= now + delay:
+        return due if due > now else None
+    since = _time(record, "waits-since", "failed-at")
+    return since + delay if timedelta() <= now - since < delay else None
+
+
+def _back(record: Record, origin: Topic) -> Outgoing:
+    headers = [(name, value) for name, value in record.headers if name != "attempt"]
+    headers.append(("attempt", str(attempt_of(record) + 1).encode()))
+    return Outgoing(origin.name, record.key, record.value, headers)
+
+
+def _at_the_tail(record: Record, now: datetime) -> Outgoing:
+    headers = [(name, value) for name, value in record.headers if name != "waits-since"]
+    return Outgoing(record.topic, record.key, record.value, [*headers, ("waits-since", now.isoformat().encode())])
+
+
+def _time(record: Record, *names: str) -> datetime:
+    """Return the time in the first of some headers that tells one; a time long ago where none does."""
+    headers = dict(record.headers)
+    for name in names:
+        with suppress(ValueError):
+            time = datetime.fromisoformat((headers.get(name) or b"").decode())  # Kafka has headers without a value, too
+            return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return datetime.min.replace(tzinfo=UTC)

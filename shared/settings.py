@@ -7,8 +7,10 @@ from the titles and descriptions below.
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.delays import read_delays
 
 RETRY_DELAYS = (timedelta(seconds=60), timedelta(seconds=120), timedelta(seconds=240))
 """Waits before the second, third and fourth attempt: long enough to outlive a restart or a rate limit's window."""
@@ -29,7 +31,13 @@ Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 class Settings(BaseSettings):
     """Base of all settings. An empty variable counts as not set."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a password
+    )
 
 
 class LogSettings(Settings):
@@ -55,21 +63,19 @@ class KafkaSettings(Settings):
     topic_replication_factor: int = Field(
         1, ge=1, title="Replication factor", description="Copies of each topic that `paperlane migrate` asks for."
     )
-    retry_delays: Annotated[tuple[timedelta, ...], NoDecode] = Field(
+    retry_delays: Annotated[tuple[timedelta, ...], NoDecode, BeforeValidator(read_delays)] = Field(
         RETRY_DELAYS,
         title="Retry delays",
-        description="Seconds before the second, third, … attempt, such as 60,120,240; migrate makes a topic for each.",
+        description="Seconds before the second, third, … attempt, such as 60,120,240, also written as "
+        "base=60,factor=2,count=3; migrate makes a topic for each.",
     )
-
-    @field_validator("retry_delays", mode="before")
-    @classmethod
-    def _seconds_separated_by_commas(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        seconds = [part.strip() for part in value.split(",") if part.strip()]
-        if not all(part.isdecimal() and int(part) > 0 for part in seconds):
-            raise ValueError("give whole seconds above 0, separated by commas, such as 60,120,240")
-        return tuple(timedelta(seconds=int(part)) for part in seconds)
+    retry_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Retry jitter",
+        description="Share by which a delay may be longer, at random: 0.1 makes 60 s into 60 to 66 s, never less.",
+    )
 
 
 class DatabaseSettings(Settings):

@@ -1,5 +1,6 @@
 """A task: the row in PostgreSQL, and what the API and the event stream show of it."""
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -7,7 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from shared.events import PAGE_WEIGHT, DocumentSubmitted, Stage, TaskUpdated
+from shared.clock import Clock, now
+from shared.events import PAGE_WEIGHT, DocumentCompleted, DocumentSubmitted, Stage, TaskCanceled, TaskUpdated
 
 
 class TaskStatus(StrEnum):
@@ -72,6 +74,14 @@ class TaskRow:
     error_message: str | None = None
     failed_at: datetime | None = None
     retry_count: int = 0
+    engine: str | None = None
+    next_retry_at: datetime | None = None
+    retry_message: str | None = None
+    retry_attempt: int | None = None
+    retry_attempts: int | None = None
+    replays: int = 0
+    redispatched_at: datetime | None = None
+    alerted_at: datetime | None = None
 
     @property
     def final(self) -> bool:
@@ -106,20 +116,27 @@ class TaskRow:
         )
         return min(share // (self.pages * PAGE_WEIGHT), 99)
 
-    @property
-    def message(self) -> str:
-        """What happens now, for people."""
+    def message(self, at: datetime) -> str:
+        """Tell people what happens at this time."""
         match TaskStatus(self.status):
             case TaskStatus.PENDING:
                 return "waiting for a parser"
             case TaskStatus.RUNNING:
-                return self._work_done()
+                return self._retry(at) or self._work_done()
             case TaskStatus.COMPLETED:
                 return f"completed: {self.pages} pages, {self.chunks} chunks"
             case TaskStatus.FAILED:
                 return f"failed to {self.error_stage}: {self.error_message}"
             case TaskStatus.CANCELED:
                 return "canceled"
+
+    def _retry(self, at: datetime) -> str | None:
+        """Tell of the retry that is due next, if there is one."""
+        if self.next_retry_at is None:
+            return None
+        seconds = math.ceil((self.next_retry_at - at).total_seconds())
+        when = f"in {seconds} s" if seconds > 0 else "now"
+        return f"{self.retry_message}; trying again {when} ({self.retry_attempt} of {self.retry_attempts})"
 
     def _work_done(self) -> str:
         pages = f"parsed {self.parse_weight // PAGE_WEIGHT} of {self.pages or '?'} pages"
@@ -178,7 +195,10 @@ class Task(BaseModel):
     params: TaskParams
     result: TaskResult | None
     error: TaskError | None
-    retry_count: int
+    retry_count: int = Field(description="how often a part was tried again")
+    next_retry_at: datetime | None = Field(
+        description="when a part will be tried again; null where none waits for that"
+    )
     metadata: dict[str, str] = Field(description="what the PDF says about itself")
     stages: dict[Stage, StageProgress]
     created_at: datetime
@@ -188,18 +208,19 @@ class Task(BaseModel):
     version: int = Field(description="grows with every change")
 
 
-def public_task(row: TaskRow) -> Task:
+def public_task(row: TaskRow, clock: Clock = now) -> Task:
     """Show a row as the API does."""
     return Task(
         task_id=row.task_id,
         task_type=row.task_type,
         status=TaskStatus(row.status),
         progress=row.progress,
-        message=row.message,
+        message=row.message(clock()),
         params=TaskParams(filename=row.filename, size=row.size, sha256=row.sha256),
         result=_result(row),
         error=_error(row),
         retry_count=row.retry_count,
+        next_retry_at=row.next_retry_at,
         metadata=row.metadata,
         stages=_stages(row),
         created_at=row.created_at,
@@ -210,7 +231,7 @@ def public_task(row: TaskRow) -> Task:
     )
 
 
-def update_of(row: TaskRow) -> TaskUpdated:
+def update_of(row: TaskRow, clock: Clock = now) -> TaskUpdated:
     """Return the event that tells watchers of a task's new state."""
     result, error = _result(row), _error(row)
     return TaskUpdated(
@@ -218,7 +239,9 @@ def update_of(row: TaskRow) -> TaskUpdated:
         version=row.version,
         status=row.status,
         progress=row.progress,
-        message=row.message,
+        message=row.message(clock()),
+        retry_count=row.retry_count,
+        next_retry_at=row.next_retry_at,
         stages={stage: progress.model_dump(mode="json") for stage, progress in _stages(row).items()},
         result=result and result.model_dump(mode="json"),
         error=error and error.model_dump(mode="json"),
@@ -267,6 +290,18 @@ def _error(row: TaskRow) -> TaskError | None:
     if row.status != TaskStatus.FAILED or row.error_code is None:
         return None
     return TaskError(code=row.error_code, message=row.error_message or "", stage=row.error_stage or "")
+
+
+def completed(task: TaskRow) -> DocumentCompleted:
+    """Return the event after which the chunks of a document's older versions may go."""
+    return DocumentCompleted(
+        task_id=task.task_id, document_id=task.document_id, submitted_at=task.created_at, owner=task.owner
+    )
+
+
+def canceled(task: TaskRow) -> TaskCanceled:
+    """Return the event that ends the work for a task."""
+    return TaskCanceled(task_id=task.task_id, document_id=task.document_id, owner=task.owner)
 
 
 def submitted(task: TaskRow) -> DocumentSubmitted:

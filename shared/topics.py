@@ -11,7 +11,7 @@ from datetime import timedelta
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import InvalidPartitionsError, for_code
 
-from shared.events import Stage
+from shared.events import Stage, Step
 from shared.kafka import LARGEST_RECORD, client_options
 from shared.settings import KafkaSettings
 
@@ -37,8 +37,8 @@ class Topic:
         The consumer group that works through it; None where every process reads all of it.
     retried
         Whether failed records of it wait in retry topics for another attempt.
-    unit
-        Whether a record is a unit of its task's work, so that the task fails with it.
+    step
+        What the unit of work does that a record asks for; the task fails with it. None where records are no units.
     """
 
     name: str
@@ -46,11 +46,16 @@ class Topic:
     group: str | None
     retention: timedelta = WORK_RETENTION
     retried: bool = True
-    unit: bool = True
+    step: Step | None = None
 
     def retry(self, delay: timedelta) -> str:
         """Return the name of the topic in which records of this one wait for `delay`."""
         return f"{self.name}.retry.{int(delay.total_seconds())}s"
+
+    @property
+    def relay_group(self) -> str:
+        """The group that reads its retry topics: one for all topics of a service."""
+        return f"{(self.group or self.name).partition('.')[0]}.relay"
 
     @property
     def dead_letters(self) -> str:
@@ -61,13 +66,16 @@ class Topic:
 TRACK = "track"
 """The tracker's name among the stages; it is none of those that a document passes."""
 
-DOCUMENTS_SUBMITTED = Topic("documents.submitted", Stage.PARSE, "parser.plan")
-PAGES_REQUESTED = Topic("pages.requested", Stage.PARSE, "parser.extract")
-CHUNKS_EXTRACTED = Topic("chunks.extracted", Stage.EMBED, "embedder")
-CHUNKS_EMBEDDED = Topic("chunks.embedded", Stage.INDEX, "indexer")
-DOCUMENTS_COMPLETED = Topic("documents.completed", Stage.INDEX, "indexer.retire", unit=False)
-TASK_EVENTS = Topic("task.events", TRACK, "tracker", retried=False, unit=False)
-TASK_UPDATES = Topic("task.updates", TRACK, None, retention=UPDATES_RETENTION, retried=False, unit=False)
+DOCUMENTS_SUBMITTED = Topic("documents.submitted", Stage.PARSE, "parser.plan", step=Step.PLAN)
+PAGES_REQUESTED = Topic("pages.requested", Stage.PARSE, "parser.extract", step=Step.PARSE)
+CHUNKS_EXTRACTED = Topic("chunks.extracted", Stage.EMBED, "embedder", step=Step.EMBED)
+CHUNKS_EMBEDDED = Topic("chunks.embedded", Stage.INDEX, "indexer", step=Step.INDEX)
+DOCUMENTS_COMPLETED = Topic("documents.completed", Stage.INDEX, "indexer.retire")
+TASK_CONTROL = Topic("task.control", Stage.INDEX, "indexer.discard")
+"""Cancellations: every worker reads all of them, to drop what waits; the group removes what was indexed."""
+
+TASK_EVENTS = Topic("task.events", TRACK, "tracker", retried=False)
+TASK_UPDATES = Topic("task.updates", TRACK, None, retention=UPDATES_RETENTION, retried=False)
 
 TOPICS = (
     DOCUMENTS_SUBMITTED,
@@ -75,6 +83,7 @@ TOPICS = (
     CHUNKS_EXTRACTED,
     CHUNKS_EMBEDDED,
     DOCUMENTS_COMPLETED,
+    TASK_CONTROL,
     TASK_EVENTS,
     TASK_UPDATES,
 )
@@ -95,7 +104,7 @@ def with_side_topics(topic: Topic, settings: KafkaSettings) -> Iterator[NewTopic
     larger = {"max.message.bytes": str(LARGEST_RECORD)}
     yield _new_topic(topic.name, settings.topic_partitions, topic.retention, settings, {})
     if topic.retried:
-        for delay in settings.retry_delays:
+        for delay in dict.fromkeys(settings.retry_delays):  # equal delays share a topic
             yield _new_topic(topic.retry(delay), 1, WORK_RETENTION, settings, larger)
     if topic.group:
         yield _new_topic(topic.dead_letters, 1, DEAD_LETTER_RETENTION, settings, larger)

@@ -35,6 +35,7 @@ class DataFolder:
         self.postgres = self.path / "postgres"
         self._logs = self.path / "logs"
         self._runs = self.path / "run"
+        self._ports = self.path / "ports.json"
         self._lock: IO[str] | None = None
 
     def open(self) -> orphans.RunRecord:
@@ -96,13 +97,16 @@ class DataFolder:
 
     def ports(self, names: Sequence[str]) -> dict[str, int]:
         """Return a port for each name: that of the last run where it is still free."""
-        path = self.path / "ports.json"
-        kept: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        kept = {name: port for name, port in kept.items() if ports.is_free(port)}
+        kept = {name: port for name, port in self.last_ports().items() if ports.is_free(port)}
         missing = [name for name in names if name not in kept]
         kept |= dict(zip(missing, ports.pick(len(missing), kept.values()), strict=True))
-        path.write_text(json.dumps(kept))
+        self._ports.write_text(json.dumps(kept))
         return {name: kept[name] for name in names}
+
+    def last_ports(self) -> dict[str, int]:
+        """Return the ports of the stack that runs here now, or ran here last; empty where none ever did."""
+        known: dict[str, int] = json.loads(self._ports.read_text()) if self._ports.exists() else {}
+        return known
 
     def _take_lock(self) -> None:
         lock = (self.path / "lock").open("a+")

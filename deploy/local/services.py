@@ -34,6 +34,7 @@ def service_command(name: str, port: int) -> Sequence[str]:
         *("--app-dir", str(ROOT), "--host", "127.0.0.1", "--port", str(port)),
         *("--log-level", "warning", "--no-access-log"),
         *("--timeout-graceful-shutdown", str(CONNECTION_GRACE.seconds)),
+        *(("--http", "services.gateway.connection:Connection") if name == "gateway" else ()),
     )
 
 

@@ -10,8 +10,9 @@ from typing import Self
 import structlog
 
 from services.gateway.config import GatewaySettings
+from services.gateway.control import Control
 from services.gateway.hub import RESYNC_INTERVAL, Hub
-from services.gateway.stages import LOOK_INTERVAL, StageWatch
+from services.gateway.outbox import Outbox
 from services.gateway.tasks import Tasks
 from services.gateway.uploads import Uploads
 from shared.blobs import BlobStore
@@ -20,6 +21,7 @@ from shared.database.pool import Pool, open_pool
 from shared.embedding import Embedder, create_embedder, embedding_dimension, model_name
 from shared.kafka import Publisher
 from shared.periodic import periodically
+from shared.stages import LOOK_INTERVAL, StageWatch
 from shared.topics import TASK_UPDATES
 from shared.vectors import VectorStore, create_vector_store
 
@@ -41,6 +43,7 @@ class Context:
     blobs: BlobStore
     tasks: Tasks
     uploads: Uploads
+    control: Control
     hub: Hub
     watch: StageWatch
     embedder: Embedder
@@ -62,13 +65,14 @@ class Context:
             publisher = Publisher(settings)
             stack.push_async_callback(publisher.aclose)
             blobs, tasks = BlobStore(settings), Tasks(pool)
-            uploads = Uploads(blobs, tasks, publisher, max_bytes=settings.max_upload_bytes)
-            stack.push_async_callback(uploads.aclose)
+            outbox = Outbox(tasks, publisher)
+            stack.push_async_callback(outbox.aclose)
+            uploads = Uploads(blobs, tasks, outbox, max_bytes=settings.max_upload_bytes)
             hub = Hub(tasks)
             await stack.enter_async_context(_connection(settings, publisher, hub))
             await stack.enter_async_context(periodically(RESYNC_INTERVAL, hub.resync))
             await stack.enter_async_context(periodically(LOOK_INTERVAL, watch.observe))
-            yield cls(settings, pool, blobs, tasks, uploads, hub, watch, embedder, vectors)
+            yield cls(settings, pool, blobs, tasks, uploads, Control(tasks, outbox), hub, watch, embedder, vectors)
 
 
 @asynccontextmanager

@@ -39,6 +39,7 @@ TASK = {
     "result": _RESULT,
     "error": None,
     "retry_count": 0,
+    "next_retry_at": None,
     "metadata": {"Title": "Handbook", "Author": "Jane Doe"},
     "stages": {"parse": {**_DONE, "done": 8, "total": 8}, "embed": _DONE, "index": _DONE},
     "created_at": _START,
@@ -46,6 +47,15 @@ TASK = {
     "started_at": _START,
     "completed_at": _END,
     "version": 31,
+}
+CANCELED = {**TASK, "status": "canceled", "progress": 54, "message": "canceled", "result": None}
+REPLAYED = {
+    **TASK,
+    "status": "running",
+    "progress": 97,
+    "message": "parsed 500 of 500 pages, embedded 24 and indexed 23 of 24 parts",
+    "result": None,
+    "completed_at": None,
 }
 TASK_PAGE = {"total": 1, "tasks": [TASK]}
 FOUND = {

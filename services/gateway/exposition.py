@@ -10,11 +10,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from services.gateway.stages import StageState, StageWatch
 from services.gateway.tasks import Tasks
 from shared.database.durations import BUCKETS, Durations, read_durations
 from shared.database.pool import Pool, acquire
 from shared.errors import DependencyUnavailableError
+from shared.stages import StageState, StageWatch
 from shared.tasks import TaskStatus
 
 

@@ -156,6 +156,31 @@ async def stream_task(
     )
 
 
+@router.post(
+    "/tasks/{task_id}/cancel",
+    tags=["tasks"],
+    summary="Cancel a task",
+    responses=examples.answer(examples.CANCELED)
+    | responses(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
+)
+async def cancel_task(task: OfTask, context: InContext) -> Task:
+    """End a task at once. What waits of it is dropped, what runs is stopped, what was indexed of it is removed."""
+    return public_task(await context.control.cancel(task))
+
+
+@router.post(
+    "/tasks/{task_id}/replay",
+    status_code=HTTPStatus.ACCEPTED,
+    tags=["tasks"],
+    summary="Replay a failed task",
+    responses=examples.answer(examples.REPLAYED, 202)
+    | responses(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
+)
+async def replay_task(task: OfTask, context: InContext) -> Task:
+    """Run the failed parts of a task again. What the others have done is kept, and not done again."""
+    return public_task(await context.control.replay(task))
+
+
 @router.get(
     "/search",
     tags=["search"],

@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel
 
-from services.gateway.stages import StageState, StageWatch
 from shared.blobs import BlobStore
 from shared.database.pool import Pool, ping
 from shared.errors import DependencyUnavailableError
+from shared.stages import StageState, StageWatch
 
 
 class Component(BaseModel):

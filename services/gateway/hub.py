@@ -25,6 +25,9 @@ from shared.broker import Record
 from shared.events import TaskUpdated
 from shared.tasks import FINAL, update_of
 
+STATE = {"task_id", "version", "status", "progress", "message", "retry_count", "next_retry_at", "stages"}
+"""What a client is told on every change."""
+
 RESYNC_INTERVAL = timedelta(seconds=5)
 """The longest that a lost update stays unseen; one indexed query for all watched tasks together."""
 
@@ -121,7 +124,7 @@ def encode(update: TaskUpdated) -> Frame:
     The last state is followed by the event `complete`, and it is that event which carries the id: whoever lost the
     connection in between gets it when coming back.
     """
-    state = update.model_dump_json(include={"task_id", "version", "status", "progress", "message", "stages"})
+    state = update.model_dump_json(include=STATE)
     if update.status not in FINAL:
         return Frame(update.version, final=False, payload=f"id: {update.version}\ndata: {state}\n\n".encode())
     end = update.model_dump_json(include={"task_id", "version", "status", "result", "error"})

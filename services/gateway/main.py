@@ -3,8 +3,9 @@
 In: uploads and questions over HTTP, `task.updates`. Out: blobs, rows in `tasks`, `documents.submitted`, event streams.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from fastapi import FastAPI
 
@@ -23,10 +24,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     configure_logging(settings, "gateway")
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[Mapping[str, timedelta]]:
         async with Context.open(settings) as context:
             app.state.context = context
-            yield
+            yield {"send_timeout": settings.sse_send_timeout}
 
     app = FastAPI(title="Paperlane", description=DESCRIPTION, version="0.1.0", lifespan=lifespan)
     problems.install(app)

@@ -68,6 +68,13 @@ class TaskNotFoundError(ApiError):
     code = "task_not_found"
 
 
+class TaskConflictError(ApiError):
+    """The task's status does not allow it."""
+
+    status = HTTPStatus.CONFLICT
+    code = "task_conflict"
+
+
 class FileMissingError(ApiError):
     """The form has no file in its field `file`."""
 

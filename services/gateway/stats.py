@@ -5,13 +5,13 @@ from datetime import timedelta
 
 from pydantic import BaseModel, Field
 
-from services.gateway.stages import StageState, StageWatch
 from services.gateway.tasks import Tasks
 from shared.clock import Clock, now
 from shared.database.durations import Durations, read_durations
 from shared.database.pool import Pool, acquire
 from shared.errors import DependencyUnavailableError
 from shared.events import Stage
+from shared.stages import StageState, StageWatch
 from shared.tasks import TaskStatus
 
 RATE_WINDOW = timedelta(minutes=1)
@@ -21,12 +21,12 @@ SAMPLE = 1000
 
 LATEST = """
     SELECT s.stage,
-        (SELECT count(*) FROM task_units u WHERE u.stage = s.stage AND u.done AND u.finished_at > $2) AS rate,
+        (SELECT count(*) FROM task_units u WHERE u.step = s.stage AND u.state = 'done' AND u.finished_at > $2) AS rate,
         d.quantiles
     FROM unnest($1::text[]) AS s(stage), LATERAL (
         SELECT percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY seconds) AS quantiles FROM (
             SELECT extract(epoch FROM u.finished_at - u.started_at)::float8 AS seconds FROM task_units u
-            WHERE u.stage = s.stage AND u.done ORDER BY u.finished_at DESC LIMIT $3
+            WHERE u.step = s.stage AND u.state = 'done' ORDER BY u.finished_at DESC LIMIT $3
         ) latest
     ) d
 """

@@ -8,7 +8,7 @@ from typing import Self
 from services.indexer.config import IndexerSettings
 from services.indexer.index import PartIndexer
 from shared.embedding import embedding_dimension, model_name
-from shared.kafka import Publisher
+from shared.stage import Runtime
 from shared.vectors import create_vector_store
 
 
@@ -16,19 +16,18 @@ from shared.vectors import create_vector_store
 class Context:
     """The vector store and what works with it."""
 
-    settings: IndexerSettings
-    publisher: Publisher
+    runtime: Runtime
     parts: PartIndexer
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: IndexerSettings, publisher: Publisher) -> AsyncIterator[Self]:
+    async def open(cls, settings: IndexerSettings, runtime: Runtime) -> AsyncIterator[Self]:
         """Open the vector store, and close it at the end."""
         model, dimension = model_name(settings), embedding_dimension(settings)
         store = await create_vector_store(settings, model, dimension)
         parts = PartIndexer(store, model, dimension, batch=settings.index_batch, concurrency=settings.index_concurrency)
         try:
-            yield cls(settings, publisher, parts)
+            yield cls(runtime, parts)
         finally:
             await parts.aclose()
             await store.aclose()

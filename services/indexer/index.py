@@ -1,4 +1,4 @@
-"""Puts embedded parts into the vector store, and takes out what a newer version of a document replaced."""
+"""Puts embedded parts into the vector store, and takes out what was replaced or canceled."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from shared.batching import MicroBatcher
 from shared.clock import now
 from shared.errors import EmbeddingMismatchError
-from shared.events import ChunksEmbedded, DocumentCompleted, PartIndexed, chunk_id
+from shared.events import ChunksEmbedded, DocumentCompleted, PartIndexed, TaskCanceled, chunk_id
 from shared.kafka import Outgoing
 from shared.topics import TASK_EVENTS
 from shared.vectors import StoredChunk, VectorStore
@@ -65,6 +65,11 @@ class PartIndexer:
         await self._store.retire(event.owner, event.document_id, version_of(event.submitted_at))
         return []
 
+    async def discard(self, event: TaskCanceled | ChunksEmbedded) -> list[Outgoing]:
+        """Remove what was indexed of a canceled task, told of by its cancellation or by a part of it that waits."""
+        await self._store.discard(event.owner, event.task_id)
+        return []
+
     async def aclose(self) -> None:
         """Let go of what waits."""
         await self._batcher.aclose()
@@ -83,7 +88,7 @@ def _stored(event: ChunksEmbedded) -> Iterator[StoredChunk]:
     version = version_of(event.submitted_at)
     for chunk, vector in zip(event.chunks, event.matrix(), strict=True):
         yield StoredChunk(
-            chunk_id=chunk_id(event.document_id, event.model, event.shard, event.part, chunk.n),
+            chunk_id=chunk_id(event.task_id, event.model, event.shard, event.part, chunk.n),
             document_id=event.document_id,
             task_id=event.task_id,
             owner=event.owner,

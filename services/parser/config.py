@@ -29,6 +29,7 @@ class ParserSettings(WorkerSettings, BlobSettings, EmbeddingSettings):
         timedelta(seconds=300),
         title="Parser timeout",
         gt=timedelta(0),
+        le=timedelta(hours=1),
         description="Longest time for one shard, in seconds, before its child is killed.",
     )
     chunk_size: int = Field(
@@ -42,6 +43,15 @@ class ParserSettings(WorkerSettings, BlobSettings, EmbeddingSettings):
     def _overlap_below_size(self) -> "ParserSettings":
         if self.chunk_overlap >= self.chunk_size:
             raise ValueError(f"CHUNK_OVERLAP={self.chunk_overlap} must be less than CHUNK_SIZE={self.chunk_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _hard_limit_above_the_soft_one(self) -> "ParserSettings":
+        hard, soft = self.parser_timeout.total_seconds(), self.unit_timeout.total_seconds()
+        if hard <= soft:
+            raise ValueError(
+                f"PARSER_TIMEOUT={hard:g} must be longer than UNIT_TIMEOUT={soft:g}: it ends what did not stop by then"
+            )
         return self
 
     @property

@@ -1,11 +1,10 @@
 """The parser's two steps: plan a document into shards, extract a shard into parts of chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
 from services.parser.chunking import TextChunk, parts_of
 from services.parser.engines import Extraction, Plan
-from services.parser.shards import shards_of
 from services.parser.workers import Workers
 from shared.blobs import BlobStore
 from shared.clock import now
@@ -20,6 +19,7 @@ from shared.events import (
     part_weight,
 )
 from shared.kafka import Outgoing
+from shared.shards import shards_of
 from shared.topics import CHUNKS_EXTRACTED, PAGES_REQUESTED, TASK_EVENTS
 
 
@@ -57,14 +57,19 @@ class DocumentParser:
         return [planned, *_requests(event, plan.engine, shards)]
 
     async def extract(self, event: PagesRequested) -> list[Outgoing]:
-        """Extract one shard of a planned document; raises as `plan` does."""
+        """Extract one shard of a planned document, or only some of its parts; raises as `plan` does."""
         started = now()
         async with self._blobs.local_path(event.blob_url) as path:
             extraction = await self._workers.extract(path, event.first_page, event.last_page, event.engine)
-        return self._extracted(event, event.shard, extraction, started)
+        return self._extracted(event, event.shard, extraction, started, event.parts)
 
     def _extracted(
-        self, source: DocumentEvent, shard: int, extraction: Extraction, started: datetime
+        self,
+        source: DocumentEvent,
+        shard: int,
+        extraction: Extraction,
+        started: datetime,
+        wanted: Collection[int] | None = None,
     ) -> list[Outgoing]:
         parts = parts_of(extraction.chunks, self._dimension)
         report = ShardExtracted(
@@ -79,8 +84,16 @@ class DocumentParser:
             finished_at=now(),
         )
         events = (
-            _part(source, shard, number, chunks, part_weight(extraction.pages, len(parts), number))
+            ChunksExtracted(
+                **_document(source),
+                shard=shard,
+                part=number,
+                parts=len(parts),
+                weight=part_weight(extraction.pages, len(parts), number),
+                chunks=_numbered(chunks),
+            )
             for number, chunks in enumerate(parts)
+            if wanted is None or number in wanted
         )
         return [
             *(Outgoing.of(CHUNKS_EXTRACTED.name, f"{e.task_id}:{shard}:{e.part}", e) for e in events),
@@ -114,12 +127,11 @@ def _requests(event: DocumentSubmitted, engine: str, shards: Sequence[tuple[int,
         yield Outgoing.of(PAGES_REQUESTED.name, f"{event.task_id}:{number}", request)
 
 
-def _part(source: DocumentEvent, shard: int, part: int, chunks: Sequence[TextChunk], weight: int) -> ChunksExtracted:
-    numbered = tuple(
+def _numbered(chunks: Sequence[TextChunk]) -> tuple[Chunk, ...]:
+    return tuple(
         Chunk(n=n, text=chunk.text, first_page=chunk.first_page, last_page=chunk.last_page)
         for n, chunk in enumerate(chunks)
     )
-    return ChunksExtracted(**_document(source), shard=shard, part=part, weight=weight, chunks=numbered)
 
 
 def _document(source: DocumentEvent) -> dict[str, object]:

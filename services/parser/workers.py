@@ -19,6 +19,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from services.parser.engines import Extraction, ParserOptions, Plan, begin, extract
 from services.parser.engines.base import most_telling
 from services.parser.engines.options import MEBIBYTE
+from shared.deadline import off_the_clock
 from shared.errors import DeadlineExceededError, PdfLimitError, PermanentError, WorkerLostError
 
 if sys.platform == "linux":
@@ -40,6 +41,9 @@ class Workers:
     both attempts together stay within the options' timeout. Cancelling the awaiting task kills the child that works
     for it. The children die with the process that owns the pool, however that one ends.
 
+    A task waits for a free child off the clock of its unit, so that documents which take their time never cost others
+    theirs.
+
     One race remains: pebble declares the whole pool broken when a child dies while no task runs. Then the pool is
     replaced, and the tasks that were waiting in it are run in the new one.
     """
@@ -48,6 +52,7 @@ class Workers:
         self._options = options
         self._pool = _new_pool(options)
         self._running: set[ProcessFuture[Any]] = set()
+        self._free = asyncio.Semaphore(options.workers)
         self._closed = False
 
     async def start(self) -> None:
@@ -64,7 +69,7 @@ class Workers:
         DeadlineExceededError, WorkerLostError
             It took too long; the child was lost for no fault of the document's.
         """
-        return await self._ask(self._attempts(), begin, path)
+        return await self._in_turn(self._attempts(), begin, path)
 
     async def extract(self, path: Path, first_page: int, last_page: int, engine: str) -> Extraction:
         """Extract the text of a range of pages, numbered from 1, both ends included, with the engine of the plan.
@@ -76,7 +81,7 @@ class Workers:
         DeadlineExceededError, WorkerLostError
             It took too long; the child was lost for no fault of the document's.
         """
-        return await self._ask(self._attempts(engine), extract, path, first_page, last_page, engine)
+        return await self._in_turn(self._attempts(engine), extract, path, first_page, last_page, engine)
 
     async def aclose(self) -> None:
         """Kill the children; whoever still waits for one gets `WorkerLostError`."""
@@ -89,6 +94,14 @@ class Workers:
         if self._options.engine != "auto" or planned_engine == "pypdf":
             return [self._options]
         return [self._options, replace(self._options, engine="pypdf")]
+
+    async def _in_turn(self, attempts: list[ParserOptions], step: Callable[..., _T], *args: Any) -> _T:
+        with off_the_clock():
+            await self._free.acquire()
+        try:
+            return await self._ask(attempts, step, *args)
+        finally:
+            self._free.release()
 
     async def _ask(self, attempts: list[ParserOptions], step: Callable[..., _T], *args: Any) -> _T:
         """Run a step; where the document is too much for it, run it again as the next attempt says.

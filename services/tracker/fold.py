@@ -1,7 +1,7 @@
 """The fold: what each event does to its task. Pure; any order of the same events ends in the same row.
 
-Three things make it commutative. Counters only add, and only for units that were not counted before, which the
-store decides. Times are the earliest start and the latest end. And of several failures the one that happened first
+Three things make it commutative. Counters only add, and only for units and retries that were not counted before, which
+the store decides. Times are the earliest start and the latest end. And of several failures the one that happened first
 is the reason, whichever arrives first.
 
 A race remains: a unit of which one owner failed for good and another succeeded. Whichever event arrives first then
@@ -12,55 +12,105 @@ left to do but to complete.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from shared.events import (
     PAGE_WEIGHT,
+    DeadLetter,
     DocumentPlanned,
     PartEmbedded,
     PartIndexed,
     ShardExtracted,
     Stage,
+    Step,
     TaskEvent,
     UnitFailed,
+    UnitRetryScheduled,
 )
 from shared.tasks import TaskRow, TaskStatus
 
 T = TypeVar("T")
 
+MAX_REASON = 200
+"""Characters of an error in a message about a retry: one line for people; the whole text is kept with the retry."""
 
-@dataclass(frozen=True, slots=True)
+
+class UnitState(StrEnum):
+    """What is known of a unit."""
+
+    DONE = "done"
+    FAILED = "failed"
+    OPEN = "open"  # replayed, and not heard of again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """The identity of what an event reports on, and whether it is done or failed."""
+    """The identity of what an event reports on, and how it ended; a row of the table `task_units`."""
 
-    stage: str
-    shard: int
-    part: int
-    done: bool
-    started_at: datetime | None
+    step: Step
+    shard: int = 0
+    part: int = 0
+    state: UnitState = UnitState.DONE
+    run: int = 0
+    started_at: datetime | None = None
     finished_at: datetime
+    parts: int | None = None
+    dead_letter: DeadLetter | None = None
 
 
-def unit_of(event: TaskEvent) -> Unit:
+Ended = DocumentPlanned | ShardExtracted | PartEmbedded | PartIndexed | UnitFailed
+"""The events that end a unit."""
+
+
+def step_of(event: UnitFailed | UnitRetryScheduled) -> Step:
+    """Return the step of a unit that did not succeed."""
+    return event.step or Step(event.stage.value)
+
+
+def unit_of(event: Ended) -> Unit:
     """Return the unit of work that an event reports on."""
     match event:
         case DocumentPlanned():
-            return Unit("plan", 0, 0, True, event.started_at, event.finished_at)
+            return Unit(step=Step.PLAN, started_at=event.started_at, finished_at=event.finished_at)
         case ShardExtracted():
-            return Unit(Stage.PARSE, event.shard, 0, True, event.started_at, event.finished_at)
-        case PartEmbedded():
-            return Unit(Stage.EMBED, event.shard, event.part, True, event.started_at, event.finished_at)
-        case PartIndexed():
-            return Unit(Stage.INDEX, event.shard, event.part, True, event.started_at, event.finished_at)
+            return Unit(
+                step=Step.PARSE,
+                shard=event.shard,
+                started_at=event.started_at,
+                finished_at=event.finished_at,
+                parts=event.parts,
+            )
+        case PartEmbedded() | PartIndexed():
+            return Unit(
+                step=Step.EMBED if isinstance(event, PartEmbedded) else Step.INDEX,
+                shard=event.shard,
+                part=event.part,
+                started_at=event.started_at,
+                finished_at=event.finished_at,
+            )
         case UnitFailed():
-            return Unit(event.stage, event.shard, event.part, False, None, event.failed_at)
+            return Unit(
+                step=step_of(event),
+                shard=event.shard,
+                part=event.part,
+                state=UnitState.FAILED,
+                run=event.run,
+                finished_at=event.failed_at,
+                dead_letter=event.dead_letter,
+            )
 
 
 def apply(task: TaskRow, event: TaskEvent) -> None:
     """Add to `task` what `event` reports, which must not have been counted before; `settle` follows."""
     match event:
         case DocumentPlanned():
-            task.pages, task.shards, task.metadata = event.pages, event.shards, event.metadata
+            task.pages, task.shards, task.metadata, task.engine = (
+                event.pages,
+                event.shards,
+                event.metadata,
+                event.engine,
+            )
             _span(task, Stage.PARSE, event.started_at, None)
         case ShardExtracted():
             _extracted(task, event)
@@ -74,8 +124,20 @@ def apply(task: TaskRow, event: TaskEvent) -> None:
             task.index_done += 1
             task.index_weight += event.weight
             _span(task, Stage.INDEX, event.started_at, event.finished_at)
+        case UnitRetryScheduled():
+            task.retry_count += 1
         case UnitFailed():
             _failed(task, event)
+
+
+def await_retry(task: TaskRow, retry: UnitRetryScheduled | None) -> None:
+    """Note the retry that is due next, of those that are still to come; None where there is none."""
+    if retry is None or task.final:
+        task.next_retry_at = task.retry_message = task.retry_attempt = task.retry_attempts = None
+        return
+    task.next_retry_at = retry.retry_at
+    task.retry_message = f"{_work(task, retry)} failed: {' '.join(retry.message.split())[:MAX_REASON]}"
+    task.retry_attempt, task.retry_attempts = retry.attempt + 1, retry.attempts
 
 
 def settle(task: TaskRow) -> bool:
@@ -96,6 +158,20 @@ def settle(task: TaskRow) -> bool:
     else:
         task.status = TaskStatus.RUNNING
     return task.final
+
+
+def _work(task: TaskRow, retry: UnitRetryScheduled) -> str:
+    """Name a unit's work for people, who count from 1."""
+    shard = f"shard {retry.shard + 1}/{task.shards or '?'}"
+    match step_of(retry):
+        case Step.PLAN:
+            return "reading the document"
+        case Step.PARSE:
+            return f"parsing {shard}"
+        case Step.EMBED | Step.INDEX as step:
+            doing = "embedding" if step is Step.EMBED else "indexing"
+            of_shard = "" if task.shards == 1 else f" of {shard}"
+            return f"{doing} part {retry.part + 1}/{retry.parts or '?'}{of_shard}"
 
 
 def _extracted(task: TaskRow, event: ShardExtracted) -> None:

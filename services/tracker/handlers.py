@@ -2,7 +2,8 @@
 
 from services.tracker.context import Context
 from services.tracker.events import EventFolder
-from shared.broker import Broker, Membership, subscribe
+from shared.broker import Broker, subscribe
+from shared.subscription import Subscription
 from shared.topics import TASK_EVENTS
 
 TOPICS = (TASK_EVENTS,)
@@ -11,7 +12,7 @@ BATCH = 500
 """Events of one transaction: large enough to share its commit, small enough to keep updates prompt."""
 
 
-def register(broker: Broker, context: Context) -> list[Membership]:
+def register(broker: Broker, context: Context) -> list[Subscription]:
     """Subscribe to the events of all stages."""
-    folder = EventFolder(context.store, context.publisher)
-    return [subscribe(broker, TASK_EVENTS, folder, max_records=BATCH)]
+    folder = EventFolder(context.store, context.runtime.publisher, context.runtime.dead_letter_cap)
+    return [subscribe(broker, TASK_EVENTS, folder, breaker=folder.breaker, max_records=BATCH)]

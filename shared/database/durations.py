@@ -2,11 +2,12 @@
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 from shared.database.pool import Connection
+from shared.tasks import TaskRow
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Upper bounds in seconds; the last bucket, beyond them all, has the number len(BUCKETS)."""
@@ -41,6 +42,13 @@ class Durations:
     def total(self) -> int:
         """How many durations were observed."""
         return sum(self.counts)
+
+
+def task_durations(tasks: Iterable[TaskRow]) -> Iterator[Observation]:
+    """Yield how long each task that has ended took."""
+    for task in tasks:
+        if task.completed_at is not None:
+            yield Observation("task", f"{task.task_type}/{task.status}", task.completed_at - task.created_at)
 
 
 async def count_durations(connection: Connection, observations: Iterable[Observation]) -> None:

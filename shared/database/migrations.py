@@ -13,7 +13,11 @@ def migrate_schema(settings: DatabaseSettings) -> None:
 
     Two migrations at the same time are safe: an advisory lock makes one wait for the other.
     """
+    command.upgrade(_config(settings), "head")
+
+
+def _config(settings: DatabaseSettings) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["database_url"] = settings.database_url.get_secret_value()
-    command.upgrade(config, "head")
+    return config

@@ -52,22 +52,28 @@ async def keep_session(_: asyncpg.Connection) -> None:
     """Spare the round trip that resets a returned connection: nothing of ours outlives its transaction."""
 
 
+class NoConnectionError(DependencyUnavailableError):
+    """Nothing was asked of the database, so nothing was changed either."""
+
+
 @asynccontextmanager
 async def acquire(pool: Pool) -> AsyncIterator[Connection]:
     """Lend a connection.
 
     Raises
     ------
-    DependencyUnavailableError
+    NoConnectionError
         The database is away or has no connection to spare.
+    DependencyUnavailableError
+        The connection broke; what was under way may be done or not.
     """
+    lost: type[DependencyUnavailableError] = NoConnectionError
     try:
         async with pool.acquire(timeout=ACQUIRE_TIMEOUT.total_seconds()) as connection:
+            lost = DependencyUnavailableError
             yield connection
     except UNAVAILABLE as error:
-        raise DependencyUnavailableError(
-            f"the database does not answer: {str(error) or type(error).__name__}"
-        ) from error
+        raise lost(f"the database does not answer: {str(error) or type(error).__name__}") from error
 
 
 async def ping(pool: Pool) -> bool:

@@ -52,21 +52,23 @@ FROM unnest($3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::bigi
             $9::integer[], $10::integer[], $11::text[], $12::vector[])
     AS new (chunk_id, document_id, task_id, owner, filename, version, first_page, last_page, text, embedding)
 ON CONFLICT (chunk_id) DO UPDATE SET
-    task_id = excluded.task_id, filename = excluded.filename, dimension = excluded.dimension,
-    version = excluded.version, first_page = excluded.first_page, last_page = excluded.last_page,
+    dimension = excluded.dimension, first_page = excluded.first_page, last_page = excluded.last_page,
     text = excluded.text, embedding = excluded.embedding
-WHERE chunks.version <= excluded.version
-    AND (chunks.version, chunks.task_id, chunks.filename, chunks.dimension, chunks.first_page, chunks.last_page,
-         chunks.text, chunks.embedding)
+WHERE (chunks.dimension, chunks.first_page, chunks.last_page, chunks.text, chunks.embedding)
     IS DISTINCT FROM
-        (excluded.version, excluded.task_id, excluded.filename, excluded.dimension, excluded.first_page,
-         excluded.last_page, excluded.text, excluded.embedding)
+      (excluded.dimension, excluded.first_page, excluded.last_page, excluded.text, excluded.embedding)
 """
 
-RETIRE = """
-WITH gone AS (DELETE FROM chunks WHERE owner = $1 AND document_id = $2 AND version < $3 RETURNING 1)
+# Locked in the order of an upsert, for the same reason.
+REMOVE = """
+WITH old AS (SELECT chunk_id FROM chunks WHERE {condition} ORDER BY chunk_id FOR UPDATE),
+     gone AS (DELETE FROM chunks USING old WHERE chunks.chunk_id = old.chunk_id RETURNING 1)
 SELECT count(*) FROM gone
 """
+
+RETIRE = REMOVE.format(condition="owner = $1 AND document_id = $2 AND version < $3")
+
+DISCARD = REMOVE.format(condition="owner = $1 AND task_id = $2")
 
 COUNT = "SELECT count(*) FROM chunks WHERE owner = $1 AND document_id = $2"
 
@@ -80,7 +82,7 @@ SELECT set_config('hnsw.iterative_scan', 'strict_order', true),
 """
 
 SEARCH = """
-SELECT 1 - ({embedding} <=> {query}) AS score, text, filename, first_page, last_page, document_id, chunk_id
+SELECT 1 - ({embedding} <=> {query}) AS score, text, filename, first_page, last_page, document_id, chunk_id, version
 FROM chunks
 WHERE owner = $2 AND model = {model} AND dimension = {dimension}
 ORDER BY {embedding} <=> {query}
@@ -136,7 +138,7 @@ class PgVectorStore:
 
     async def upsert(self, chunks: Sequence[StoredChunk]) -> None:
         """Store chunks; see `VectorStore`."""
-        rows = _newest(chunks)
+        rows = _once(chunks)
         if not rows:
             return
         vectors = _pack(self._checked(chunk.vector) for chunk in rows)
@@ -148,6 +150,11 @@ class PgVectorStore:
         """Remove a document's older chunks; see `VectorStore`."""
         async with self._connection() as connection:
             return int(await connection.fetchval(RETIRE, owner, document_id, before_version))
+
+    async def discard(self, owner: str, task_id: UUID) -> int:
+        """Remove a task's chunks; see `VectorStore`."""
+        async with self._connection() as connection:
+            return int(await connection.fetchval(DISCARD, owner, task_id))
 
     async def search(self, owner: str, vector: NDArray[np.float32], limit: int) -> list[Hit]:
         """Return the owner's chunks that are most like a vector; see `VectorStore`."""
@@ -229,14 +236,10 @@ def _pack(vectors: Iterable[NDArray[np.float32]]) -> list[bytes]:
     return [header + row.tobytes() for row in matrix]
 
 
-def _newest(chunks: Iterable[StoredChunk]) -> list[StoredChunk]:
-    """Return each chunk once, in its newest version, sorted by its key."""
-    newest: dict[UUID, StoredChunk] = {}
-    for chunk in chunks:
-        known = newest.setdefault(chunk.chunk_id, chunk)
-        if known.version <= chunk.version:
-            newest[chunk.chunk_id] = chunk
-    return [newest[key] for key in sorted(newest)]
+def _once(chunks: Iterable[StoredChunk]) -> list[StoredChunk]:
+    """Return each chunk once, as it was given last, sorted by its key."""
+    last = {chunk.chunk_id: chunk for chunk in chunks}
+    return [last[key] for key in sorted(last)]
 
 
 def _row(chunk: StoredChunk) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ class StoredChunk:
     Attributes
     ----------
     version
-        When its task was submitted, in microseconds since the epoch; a newer task's chunk replaces an older one's.
+        When its task was submitted, in microseconds since the epoch; of two tasks of a document the later is the newer.
     vector
         Shape (dimension,), float32, of length 1.
     """
@@ -41,6 +41,8 @@ class Hit:
     ----------
     score
         Cosine similarity to the query: 1 for the same direction, about 0 for what has nothing in common.
+    version
+        As in `StoredChunk`.
     """
 
     score: float
@@ -50,6 +52,7 @@ class Hit:
     last_page: int
     document_id: UUID
     chunk_id: UUID
+    version: int
 
 
 class VectorStore(Protocol):
@@ -64,7 +67,7 @@ class VectorStore(Protocol):
         ...
 
     async def upsert(self, chunks: Sequence[StoredChunk]) -> None:
-        """Store chunks, all of them or none; a stored chunk of a newer version stays as it is.
+        """Store chunks, all of them or none; one that is there already takes its new content.
 
         Raises
         ------
@@ -77,10 +80,15 @@ class VectorStore(Protocol):
         """Remove a document's chunks that are older than a version, and return how many there were."""
         ...
 
+    async def discard(self, owner: str, task_id: UUID) -> int:
+        """Remove a task's chunks, and return how many there were."""
+        ...
+
     async def search(self, owner: str, vector: NDArray[np.float32], limit: int) -> list[Hit]:
         """Return the owner's chunks that are most like a vector, shape (dimension,), the best first.
 
-        There are `limit` of them, or all that the owner has; none for a vector of zeros.
+        There are `limit` of them, or all that the owner has; none for a vector of zeros. Every version counts by
+        itself: while a document has two, the same text may be found twice.
 
         Raises
         ------

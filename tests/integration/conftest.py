@@ -15,7 +15,7 @@ from tests.support.eventually import PATIENCE
 from tests.support.kafka_lab import KafkaLab
 from tests.support.stack_thread import StackThread
 
-EMPTY = "TRUNCATE tasks, task_units, duration_counts, chunks"
+EMPTY = "TRUNCATE tasks, task_units, task_retries, duration_counts, chunks"
 
 
 class StackSettings(KafkaSettings, VectorSettings, BlobSettings):

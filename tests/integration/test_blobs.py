@@ -1,15 +1,47 @@
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from shared.blobs import BlobMissingError, BlobStore
+from services.parser.engines import ParserOptions
+from services.parser.workers import Workers
+from shared import blobs as blobs_module
+from shared.blobs import BlobMissingError, BlobStore, StoredBlob
 from shared.errors import DependencyUnavailableError, PermanentError
 from shared.settings import BlobSettings
 from tests.support.eventually import before_long
 
 ODD_NAMES = ["plain", "with space", "ünï-日本", "50% off", "a%20b", "#frag?query", "plus+and&"]
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "tests" / "data" / "samples"
+
+BEGIN_AN_UPLOAD = """
+async def content():
+    yield b"x" * (12 << 20)
+    print("half-written", flush=True)
+    await asyncio.Event().wait()
+
+async def work(url):
+    store = BlobStore(BlobSettings(blob_url=url))
+    await store.write(store.url("owner/1.pdf"), content())
+"""
+
+BORROW_A_COPY = """
+async def content():
+    yield b"content"
+
+async def work(url):
+    store = BlobStore(BlobSettings(blob_url=url))
+    await store.write(store.url("owner/1.pdf"), content())
+    async with store.local_path(store.url("owner/1.pdf")) as path:
+        print(path, flush=True)
+        await asyncio.Event().wait()
+"""
 
 
 def store_in(folder: Path) -> BlobStore:
@@ -19,6 +51,34 @@ def store_in(folder: Path) -> BlobStore:
 async def pieces(*data: bytes) -> AsyncIterator[bytes]:
     for piece in data:
         yield piece
+
+
+@asynccontextmanager
+async def another_process(work: str, url: str, **environment: str) -> AsyncIterator[str]:
+    """Have a process work until it has said a line, and kill it at the end."""
+    script = (
+        f"import asyncio, sys\nfrom shared.blobs import BlobStore\nfrom shared.settings import BlobSettings\n{work}"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", f"{script}\nasyncio.run(work(sys.argv[1]))", url),
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        yield (await before_long(process.stdout.readline())).decode().strip()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def listed(store: BlobStore) -> list[StoredBlob]:
+    return [blob async for batch in store.listing() for blob in batch]
+
+
+def content_of(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 def files(folder: Path) -> list[Path]:
@@ -159,3 +219,92 @@ async def test_a_store_that_cannot_write_says_so(tmp_path: Path) -> None:
 
 async def test_ping_tells_whether_the_store_answers(tmp_path: Path) -> None:
     assert await store_in(tmp_path / "new").ping()
+
+
+@pytest.mark.parametrize("base", ["{folder}", "{folder}/", "memory:///blobs"])
+async def test_a_listing_names_everything_as_it_was_written(tmp_path: Path, base: str) -> None:
+    store = BlobStore(BlobSettings(blob_url=base.format(folder=tmp_path.as_uri())))
+    urls = {store.url(f"{name}/1.pdf") for name in ODD_NAMES}
+    before = datetime.now(UTC)
+    for url in urls:
+        await store.write(url, pieces(b"x"))
+    found = await listed(store)
+    assert {blob.url for blob in found} == urls
+    assert all(abs((blob.modified - before).total_seconds()) < 60 for blob in found)
+    await store.delete(blob.url for blob in found)
+    assert await listed(store) == []
+
+
+@pytest.mark.parametrize("base", ["{folder}", "memory:///blobs"])
+async def test_a_long_listing_comes_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str) -> None:
+    monkeypatch.setattr(blobs_module, "LISTED", 2)
+    store = BlobStore(BlobSettings(blob_url=base.format(folder=tmp_path.as_uri())))
+    for n in range(5):
+        await store.write(store.url(f"owner/{n}.pdf"), pieces(b"x"))
+    assert sorted([len(batch) async for batch in store.listing()]) == [1, 2, 2]
+
+
+async def test_a_blob_that_is_written_to_is_listed_with_a_new_time(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.write(store.url("owner/1.pdf"), pieces(b"x"))
+    [before] = await listed(store)
+    os.utime(tmp_path / "owner" / "1.pdf", (1, 1))
+    [after] = await listed(store)
+    assert (after.url, after.modified) == (before.url, datetime.fromtimestamp(1, UTC))
+    assert after != before
+
+
+async def test_what_a_killed_process_has_half_written_is_listed_and_can_be_deleted(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    async with another_process(BEGIN_AN_UPLOAD, tmp_path.as_uri()) as line:
+        assert line == "half-written"
+    [left] = await listed(store)
+    assert left.url == store.url("owner/1.pdf#1")
+    await store.delete([left.url, left.url])
+    assert files(tmp_path) == []
+
+
+async def test_foreign_files_do_not_keep_a_folder_from_being_listed(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    await store.write(store.url("owner/1.pdf"), pieces(b"x"))
+    (tmp_path / os.fsdecode(b"no text \xff\x01.pdf")).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "owner")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert store.url("owner/1.pdf") in {blob.url for blob in await listed(store)}
+    assert len(await listed(store)) == 2
+
+
+async def test_a_store_that_cannot_be_listed_says_so(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "store")
+    (tmp_path / "store").rmdir()
+    (tmp_path / "store").touch()
+    with pytest.raises(DependencyUnavailableError, match="cannot be listed"):
+        await listed(store)
+
+
+async def test_the_copy_of_a_remote_blob_is_gone_with_the_process_that_made_it(tmp_path: Path) -> None:
+    async with another_process(BORROW_A_COPY, "memory:///blobs", TMPDIR=str(tmp_path)) as path:
+        assert content_of(path) == b"content"
+    assert files(tmp_path) == []
+
+
+async def test_the_parsers_children_read_the_copy_of_a_remote_blob() -> None:
+    store = BlobStore(BlobSettings(blob_url="memory:///blobs"))
+    sample = await asyncio.to_thread((SAMPLES / "05-13-pages.pdf").read_bytes)
+    await store.write(store.url("owner/1.pdf"), pieces(sample))
+    workers = Workers(ParserOptions(workers=1))
+    try:
+        async with store.local_path(store.url("owner/1.pdf")) as path:
+            plan, extraction = await workers.begin(path)
+    finally:
+        await workers.aclose()
+    assert plan.pages == 13
+    assert extraction
+    assert extraction.pages_without_text == 0
+
+
+async def test_a_remote_blob_that_is_gone_is_missing() -> None:
+    store = BlobStore(BlobSettings(blob_url="memory:///blobs"))
+    with pytest.raises(BlobMissingError, match="no longer"):
+        async with store.local_path(store.url("owner/1.pdf")):
+            pass

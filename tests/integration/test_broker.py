@@ -9,7 +9,8 @@ from faststream.kafka.helpers.rebalance_listener import _LoggingListener
 from typing_extensions import override
 
 from shared import broker as broker_module
-from shared.broker import Broker, Membership, Record, WaitingConsumer, subscribe
+from shared.broker import Broker, Record, WaitingConsumer, subscribe
+from shared.subscription import Subscription
 from shared.topics import Topic
 from tests.support.eventually import before_long, eventually
 from tests.support.kafka_lab import KafkaLab, consumer_of
@@ -190,13 +191,12 @@ async def test_a_stop_lets_the_batch_in_flight_finish_and_commits_it(lab: KafkaL
 
 
 async def test_a_batch_that_outlasts_the_patience_of_a_stop_is_canceled_and_left_to_the_next_member(
-    lab: KafkaLab, monkeypatch: pytest.MonkeyPatch
+    lab: KafkaLab,
 ) -> None:
-    monkeypatch.setattr(broker_module, "STOP_PATIENCE", timedelta(milliseconds=200))
     topic, stuck, successor = await lab.topic(), Recorder(), Recorder()
     stuck.may_go_on.clear()
     await lab.send(topic.name, b"too slow")
-    async with lab.consuming(topic, stuck):
+    async with lab.consuming(topic, stuck, grace_period=timedelta(milliseconds=200)):
         await before_long(stuck.entered.wait())
     assert (stuck.running, stuck.values) == (0, [])
     assert await lab.committed(topic) == {}
@@ -205,10 +205,71 @@ async def test_a_batch_that_outlasts_the_patience_of_a_stop_is_canceled_and_left
     assert successor.values == [b"too slow"]
 
 
+async def test_a_cancellation_that_leaks_out_of_a_handler_does_not_end_its_consumer(lab: KafkaLab) -> None:
+    topic, recorder = await lab.topic(), Recorder()
+    leaks = True
+
+    async def consume(records: tuple[Record, ...]) -> None:
+        nonlocal leaks
+        if leaks:
+            leaks = False
+            canceled = asyncio.get_running_loop().create_future()
+            canceled.cancel()
+            await canceled
+        await recorder(records)
+
+    await lab.send(topic.name, b"once more")
+    async with lab.consuming(topic, consume):
+        await recorder.has(1)
+        await eventually(lambda: _assert_committed(lab, topic, {0: 1}))
+    assert recorder.values == [b"once more"]
+
+
+async def test_a_stop_waits_for_the_clean_up_of_what_it_cancels(lab: KafkaLab) -> None:
+    topic, entered, cleaned_up = await lab.topic(), asyncio.Event(), asyncio.Event()
+
+    async def consume(_: tuple[Record, ...]) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.2)  # longer than the consumer itself takes to stop
+            cleaned_up.set()
+
+    await lab.send(topic.name, b"too slow")
+    async with lab.consuming(topic, consume, grace_period=timedelta(milliseconds=50)) as broker:
+        await before_long(entered.wait())
+        await broker.stop()
+        assert cleaned_up.is_set()
+
+
+async def test_a_member_that_joins_gets_nothing_that_another_is_about_to_finish(lab: KafkaLab) -> None:
+    topic, first, second = await lab.topic(partitions=2), Recorder(), Recorder()
+    first.may_go_on.clear()
+    for partition in range(2):
+        await lab.send(topic.name, b"in hand", partition=partition)
+    async with lab.consuming(topic, first) as old:
+        await before_long(first.entered.wait())
+        new = Broker(lab.settings)
+        subscribe(new, topic, second, max_records=10)
+        joining = asyncio.create_task(new.start())
+        try:
+            await eventually(lambda: _assert_being_revoked(old))
+            first.may_go_on.set()
+            await joining
+            await eventually(lambda: _assert_shared(old, new))
+            for partition in range(2):
+                await lab.send(topic.name, b"new", partition=partition)
+            await eventually(lambda: _assert_committed(lab, topic, {0: 2, 1: 2}))
+        finally:
+            await new.stop()
+    assert sorted(filter(None, [*first.values, *second.values])) == [b"in hand", b"in hand", b"new", b"new"]
+
+
 async def test_an_idle_subscriber_stops_without_waiting_out_its_patience(lab: KafkaLab) -> None:
     topic = await lab.topic()
     async with lab.consuming(topic, Recorder()) as broker:
-        await before_long(broker.stop(), broker_module.STOP_PATIENCE / 2)
+        await before_long(broker.stop(), broker_module.GRACE_PERIOD / 2)
 
 
 async def test_without_a_group_every_process_gets_what_comes_from_now_on(lab: KafkaLab) -> None:
@@ -240,12 +301,12 @@ async def test_a_member_is_settled_once_it_has_joined_its_group_also_as_a_spare(
     monkeypatch.setattr(_LoggingListener, "_log_unassigned_consumer_delay_seconds", 0)
     topic = await lab.topic(partitions=1)
     brokers = [Broker(lab.settings), Broker(lab.settings)]
-    memberships = [subscribe(broker, topic, Recorder(), max_records=1) for broker in brokers]
-    assert [membership.settled for membership in memberships] == [False, False]
+    subscriptions = [subscribe(broker, topic, Recorder(), max_records=1) for broker in brokers]
+    assert [each.problem() for each in subscriptions] == ["not a member of its consumer group yet"] * 2
     try:
         for broker in brokers:
             await broker.start()
-        await eventually(lambda: _assert_settled(memberships))
+        await eventually(lambda: _assert_settled(subscriptions))
         assert sorted(len(consumer_of(broker).assignment()) for broker in brokers) == [0, 1]
     finally:
         for broker in brokers:
@@ -260,5 +321,13 @@ async def _assert_committed(lab: KafkaLab, topic: Topic, offsets: dict[int, int]
     assert await lab.committed(topic) == offsets
 
 
-async def _assert_settled(memberships: Sequence[Membership]) -> None:
-    assert all(membership.settled for membership in memberships)
+async def _assert_settled(subscriptions: Sequence[Subscription]) -> None:
+    assert [each.problem() for each in subscriptions] == [None] * len(subscriptions)
+
+
+async def _assert_being_revoked(broker: Broker) -> None:
+    assert consumer_of(broker)._subscription.reassignment_in_progress
+
+
+async def _assert_shared(*brokers: Broker) -> None:
+    assert [len(consumer_of(broker).assignment()) for broker in brokers] == [1, 1]

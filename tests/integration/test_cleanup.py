@@ -40,7 +40,7 @@ def blobs(folder: Path) -> BlobStore:
 async def uploaded(tasks: Tasks, blobs: BlobStore, status: str, *, owner: str = "owner") -> TaskRow:
     """Insert a task that ended at ENDED, if it is over at all, and its blob."""
     task = over(new_task(owner), status, ENDED)
-    task = replace(task, blob_url=blobs.url(f"{owner}/{task.task_id}.pdf"))
+    task = replace(task, blob_url=blobs.url(f"{owner}/{task.task_id}.pdf"), dispatched_at=ENDED)
     if status in ("pending", "running"):
         task = replace(task, completed_at=None)
     await blobs.write(task.blob_url, _content())
@@ -75,6 +75,22 @@ async def test_only_tasks_that_are_over_and_old_enough_go_with_their_blobs(
     assert await left(pool) == kept
     assert files(folder) == {str(task_id) for task_id in kept}
     assert await clean_up(pool, blobs, KEPT, clock=just_old_enough) == 0
+
+
+async def test_a_cancellation_that_is_still_to_be_published_keeps_its_row(
+    tasks: Tasks, pool: Pool, blobs: BlobStore, folder: Path
+) -> None:
+    task = new_task()
+    task = replace(task, blob_url=blobs.url(f"owner/{task.task_id}.pdf"))
+    await blobs.write(task.blob_url, _content())
+    await tasks.insert(task)
+    canceled = await tasks.cancel(task.owner, task.task_id, ENDED)
+    assert canceled
+    assert await clean_up(pool, blobs, KEPT, clock=just_old_enough) == 0
+    assert files(folder) == {str(task.task_id)}
+    await tasks.mark_dispatched(canceled, ENDED)
+    assert await clean_up(pool, blobs, KEPT, clock=just_old_enough) == 1
+    assert (await left(pool), files(folder)) == (set(), set())
 
 
 async def test_only_the_given_owners_tasks_go(tasks: Tasks, pool: Pool, blobs: BlobStore, folder: Path) -> None:
@@ -131,7 +147,7 @@ async def test_what_was_indexed_and_counted_stays_and_the_units_go(
 ) -> None:
     task = replace(new_task(), blob_url=blobs.url("owner/a.pdf"))
     await tasks.insert(task)
-    await TaskStore(pool).fold(log_of(task, [(1, 1)]))
+    await TaskStore(pool, lambda: ENDED).fold(log_of(task, [(1, 1)]))
     vectors = await create_vector_store(settings, "a-model", 4)
     chunk = StoredChunk(
         chunk_id=task.task_id,
@@ -147,7 +163,7 @@ async def test_what_was_indexed_and_counted_stays_and_the_units_go(
     )
     await vectors.upsert([chunk])
     try:
-        assert await clean_up(pool, blobs, KEPT, clock=lambda: ENDED + KEPT) == 1
+        assert await clean_up(pool, blobs, KEPT, clock=just_old_enough) == 1
         assert await vectors.count(task.owner, task.document_id) == 1
     finally:
         await vectors.aclose()

@@ -6,18 +6,18 @@ from datetime import datetime, timedelta
 import pytest
 
 from deploy.local import ports
-from services.gateway import stages
-from services.gateway.stages import FRESH, STUCK_AFTER, StageState, StageWatch
 from services.gateway.stats import RATE_WINDOW, read_stats
 from services.gateway.tasks import Tasks
 from services.tracker.store import TaskStore
+from shared import stages
 from shared.broker import Record
 from shared.database.pool import Pool
 from shared.errors import DependencyUnavailableError
 from shared.events import Stage
 from shared.settings import KafkaSettings
+from shared.stages import FRESH, STUCK_AFTER, StageState, StageWatch
 from shared.tasks import TaskRow, TaskStatus
-from shared.topics import CHUNKS_EMBEDDED, DOCUMENTS_COMPLETED, TOPICS
+from shared.topics import CHUNKS_EMBEDDED, DOCUMENTS_COMPLETED, TASK_CONTROL, TOPICS
 from tests.support.eventually import eventually
 from tests.support.kafka_lab import KafkaLab
 from tests.support.stack_thread import StackThread
@@ -152,18 +152,19 @@ async def test_what_waits_at_the_broker_is_told(lab: KafkaLab, tasks: Tasks, poo
 async def test_members_and_waiting_records_are_those_of_all_groups_of_a_stage(
     lab: KafkaLab, watch: StageWatch, time: Time
 ) -> None:
-    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=0, stuck=False)
+    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=0)
     for n in range(3):
         await lab.send(CHUNKS_EMBEDDED.name, b"{}", partition=n)
     await lab.send(DOCUMENTS_COMPLETED.name, b"{}", partition=0)
-    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=4, stuck=False)
+    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=4)
     async with AsyncExitStack() as running:
         for _ in range(2):
             await running.enter_async_context(lab.consuming(DOCUMENTS_COMPLETED, ignore))
+            await running.enter_async_context(lab.consuming(TASK_CONTROL, ignore))
         await running.enter_async_context(lab.consuming(CHUNKS_EMBEDDED, hold))
 
         async def worked_off() -> None:
-            assert await look(watch, time, Stage.INDEX) == StageState(members=1, waiting=3, stuck=False)
+            assert await look(watch, time, Stage.INDEX) == StageState(members=1, waiting=3)
 
         await eventually(worked_off)
     assert (await look(watch, time, Stage.INDEX)).members == 0
@@ -190,7 +191,7 @@ async def test_work_that_waits_and_does_not_move_is_stuck_until_it_moves(
     assert (await look(watch, time, Stage.INDEX)).stuck
     await lab.catch_up(CHUNKS_EMBEDDED)
     await lab.send(CHUNKS_EMBEDDED.name, b"{}", partition=0)
-    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=1, stuck=False)
+    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=1)
 
 
 async def test_work_that_came_after_a_long_silence_is_not_stuck_at_once(
@@ -199,7 +200,7 @@ async def test_work_that_came_after_a_long_silence_is_not_stuck_at_once(
     await look(watch, time, Stage.INDEX)
     time.passes(STUCK_AFTER * 2)
     await lab.send(CHUNKS_EMBEDDED.name, b"{}", partition=0)
-    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=1, stuck=False)
+    assert await look(watch, time, Stage.INDEX) == StageState(members=0, waiting=1)
 
 
 async def test_a_broker_that_does_not_answer_is_away_until_it_answers(

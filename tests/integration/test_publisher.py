@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaError
 
 from shared import kafka
-from shared.errors import DependencyUnavailableError
+from shared.errors import DependencyUnavailableError, RecordTooLargeError
 from shared.events import DocumentCompleted
 from shared.kafka import Outgoing, Publisher
 from shared.settings import KafkaSettings
@@ -105,12 +105,33 @@ async def test_an_event_is_published_as_json_that_reads_back_the_same(lab: Kafka
     assert DocumentCompleted.model_validate_json(record.value or b"") == event
 
 
-async def test_a_record_that_is_too_large_is_refused_with_a_kafka_error(lab: KafkaLab, publisher: Publisher) -> None:
+@pytest.mark.parametrize("size", [3 << 19, 8 << 20], ids=["for the topic", "for the publisher"])
+async def test_a_record_that_is_too_large_is_refused(lab: KafkaLab, publisher: Publisher, size: int) -> None:
     topic = await lab.topic()
-    with pytest.raises(MessageSizeTooLargeError):
-        await publisher.publish([Outgoing(topic.name, b"k", bytes(8 << 20))])
-    await publisher.publish([Outgoing(topic.name, b"k", b"fits")])
-    assert [record.value for record in await lab.read(topic.name, 1)] == [b"fits"]
+    await publisher.publish([Outgoing(topic.name, b"k", b"before")])
+    for _ in range(2):
+        with pytest.raises(RecordTooLargeError):
+            await publisher.publish([Outgoing(topic.name, b"k", bytes(size))])
+        await publisher.publish([Outgoing(topic.name, b"k", b"fits")])
+    assert [record.value for record in await lab.read(topic.name, 3)] == [b"before", b"fits", b"fits"]
+
+
+async def test_a_refusal_hurts_nobody_who_publishes_at_the_same_time(lab: KafkaLab, publisher: Publisher) -> None:
+    topic = await lab.topic()
+    sizes = [3 << 19 if n % 10 == 5 else 10 for n in range(50)]
+
+    async def publish(number: int) -> None:
+        while True:
+            try:
+                await publisher.publish([Outgoing(topic.name, b"%d" % number, bytes(sizes[number]))])
+            except RecordTooLargeError:
+                return
+            except KafkaError:
+                continue  # as a stage does, whose batch comes again
+            return
+
+    await before_long(asyncio.gather(*map(publish, range(50))))
+    assert {record.key for record in await lab.read(topic.name, 45)} == {b"%d" % n for n in range(50) if n % 10 != 5}
 
 
 async def test_nothing_to_publish_is_fine(publisher: Publisher) -> None:

@@ -2,18 +2,20 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import pytest
 
 from shared.broker import Record
+from shared.cancellations import Cancellations
 from shared.errors import DependencyUnavailableError, PermanentError, TransientError
-from shared.events import TASK_EVENT, Chunk, ChunksExtracted, Stage, UnitFailed
+from shared.events import TASK_EVENT, Chunk, ChunksExtracted, Stage, Step, TaskEvent, UnitFailed, UnitRetryScheduled
 from shared.kafka import Outgoing, Publisher
 from shared.settings import RETRY_DELAYS
-from shared.stage import StageRunner
+from shared.stage import Runtime, StageRunner
 from shared.topics import TASK_EVENTS, Topic
 from tests.support.eventually import before_long, eventually
-from tests.support.kafka_lab import KafkaLab
+from tests.support.kafka_lab import Ends, KafkaLab
 from tests.support.task_events import START, new_task
 
 
@@ -33,14 +35,17 @@ def part_of(number: int, text: str = "text") -> ChunksExtracted:
 
 
 class Work:
-    """What a stage does here: it publishes each part's text, and fails as it is told by the text."""
+    """What a stage does here: it publishes each part's text, and fails or hangs as it is told by the text."""
 
     def __init__(self, lab: KafkaLab, topic: Topic, output: Topic, publisher: Publisher) -> None:
         self.lab = lab
         self.topic = topic
         self.output = output
         self.handled: list[ChunksExtracted] = []
-        self.runner = StageRunner(topic, ChunksExtracted, self._handle, publisher, clock=lambda: START)
+        self.hanging = asyncio.Event()
+        self.canceled = Cancellations()
+        runtime = Runtime(publisher, self.canceled, clock=lambda: START)
+        self.runner = StageRunner(topic, ChunksExtracted, self._handle, runtime)
 
     async def _handle(self, event: ChunksExtracted) -> Sequence[Outgoing]:
         self.handled.append(event)
@@ -51,6 +56,12 @@ class Work:
                 raise ZeroDivisionError("nobody foresaw it")
             case "permanent":
                 raise PermanentError("never")
+            case "too large":
+                return [Outgoing(self.output.name, b"large", bytes(3 << 19))]
+            case "hang":
+                self.hanging.set()
+                await asyncio.Event().wait()
+                return []
             case text:
                 return [Outgoing(self.output.name, str(event.part).encode(), text.encode())]
 
@@ -74,19 +85,22 @@ class Work:
 
 @pytest.fixture
 async def work(lab: KafkaLab, publisher: Publisher) -> Work:
-    return Work(lab, await lab.topic(partitions=2), await lab.topic(), publisher)
+    return Work(lab, await lab.topic(partitions=2, step=Step.EMBED), await lab.topic(), publisher)
 
 
 def text_headers(record: Record) -> dict[str, str]:
     return {name: value.decode() for name, value in record.headers if name != "trace"}
 
 
-async def failures(lab: KafkaLab, since: dict[object, int], task_ids: set[object]) -> list[UnitFailed]:
+async def reports(lab: KafkaLab, since: Ends, task_ids: set[UUID]) -> list[TaskEvent]:
     ends = await lab.ends(TASK_EVENTS.name)
-    count = sum(ends.values()) - sum(since.values())
-    records = await lab.read(TASK_EVENTS.name, count, since=since)  # type: ignore[arg-type]  # as `ends` gave it
+    records = await lab.read(TASK_EVENTS.name, sum(ends.values()) - sum(since.values()), since=since)
     events = [TASK_EVENT.validate_json(record.value or b"") for record in records]
-    return [event for event in events if isinstance(event, UnitFailed) and event.task_id in task_ids]
+    return [event for event in events if event.task_id in task_ids]
+
+
+async def failures(lab: KafkaLab, since: Ends, task_ids: set[UUID]) -> list[UnitFailed]:
+    return [event for event in await reports(lab, since, task_ids) if isinstance(event, UnitFailed)]
 
 
 async def test_poison_first_and_last_in_a_partition_stops_nothing(work: Work, lab: KafkaLab) -> None:
@@ -131,6 +145,29 @@ async def test_a_record_as_large_as_the_broker_takes_becomes_a_dead_letter(work:
     assert await work.outputs(1) == [b"good"]
 
 
+async def test_a_record_that_no_topic_of_ours_takes_leaves_a_dead_letter_that_says_where_it_lies(
+    work: Work, lab: KafkaLab
+) -> None:
+    await lab.allow(work.topic.name, 4 << 20)
+    offset = await lab.send_large(work.topic.name, bytes(3_000_000), key=b"\xff")
+    await work.send(part_of(1, "good"))
+    async with lab.consuming(work.topic, work.runner, max_records=1):
+        assert await work.outputs(1) == [b"good"]
+        [dead] = await lab.read(work.topic.dead_letters, 1)
+    assert (dead.key, dead.value) == (None, b"")
+    assert text_headers(dead)["origin-offset"] == str(offset)
+    assert text_headers(dead)["error-code"] == "record_undecodable"
+
+
+async def test_a_record_whose_outputs_are_too_large_is_dead_and_the_batch_goes_on(work: Work, lab: KafkaLab) -> None:
+    await work.send(part_of(0, "too large"), part_of(1, "good"), partition=0)
+    async with lab.consuming(work.topic, work.runner):
+        await work.committed({0: 2})
+    assert await work.outputs(1) == [b"good"]
+    [dead] = await lab.read(work.topic.dead_letters, 1)
+    assert text_headers(dead)["error-code"] == "record_too_large"
+
+
 @pytest.mark.parametrize("text", ["transient", "unforeseen"])
 async def test_a_record_that_always_fails_goes_through_all_retries_to_the_dead_letters_as_it_was(
     work: Work, lab: KafkaLab, text: str
@@ -155,9 +192,11 @@ async def test_a_record_that_always_fails_goes_through_all_retries_to_the_dead_l
     assert headers["error-code"] == ("temporarily_unavailable" if text == "transient" else "internal_error")
     assert "_handle" in headers["error-stack"]
     assert "due-at" not in headers
-    (failure,) = await failures(lab, dict(before), {event.task_id})
+    *retries, failure = await reports(lab, before, {event.task_id})
+    assert isinstance(failure, UnitFailed)
     assert (failure.stage, failure.shard, failure.part) == (Stage.EMBED, 0, 5)
     assert (failure.code, failure.message) == (headers["error-code"], headers["error-message"])
+    assert [retry.attempt for retry in retries if isinstance(retry, UnitRetryScheduled)] == [1, 2, 3]
 
 
 async def test_a_permanent_failure_is_dead_at_once_and_others_of_its_batch_are_done(work: Work, lab: KafkaLab) -> None:
@@ -168,8 +207,40 @@ async def test_a_permanent_failure_is_dead_at_once_and_others_of_its_batch_are_d
     assert await work.outputs(2) == [b"a", b"b"]
     (dead,) = await lab.read(work.topic.dead_letters, 1)
     assert text_headers(dead)["attempt"] == "1"
-    assert [failure.code for failure in await failures(lab, dict(before), {bad.task_id})] == ["permanent_failure"]
+    assert [failure.code for failure in await failures(lab, before, {bad.task_id})] == ["permanent_failure"]
     assert await lab.read(work.topic.retry(RETRY_DELAYS[0]), 0) == []
+
+
+async def test_a_failure_says_where_in_kafka_its_dead_letter_lies(work: Work, lab: KafkaLab) -> None:
+    bad, before = [part_of(number, "permanent") for number in range(5)], await lab.ends(TASK_EVENTS.name)
+    await work.send(*bad)
+    async with lab.consuming(work.topic, work.runner):
+        letters = await lab.read(work.topic.dead_letters, 5)
+    dead = {(letter.topic, letter.partition, letter.offset): letter for letter in letters}
+    failed = await failures(lab, before, {part.task_id for part in bad})
+    places = {failure.part: failure.dead_letter for failure in failed}
+    assert len(places) == 5
+    for part in bad:
+        place = places[part.part]
+        assert place
+        letter = dead[(place.topic, place.partition, place.offset)]
+        assert ChunksExtracted.model_validate_json(letter.value or b"") == part
+
+
+async def test_a_running_part_of_a_task_that_is_canceled_is_dropped_and_the_rest_of_its_batch_is_done(
+    work: Work, lab: KafkaLab
+) -> None:
+    hanging, before = part_of(1, "hang"), await lab.ends(TASK_EVENTS.name)
+    await work.send(part_of(0, "a"), hanging, part_of(2, "b"), partition=0)
+    async with lab.consuming(work.topic, work.runner):
+        await before_long(work.hanging.wait())
+        assert await lab.committed(work.topic) == {}
+        work.canceled.add(hanging.task_id)
+        await work.committed({0: 3})
+    assert await work.outputs(2) == [b"a", b"b"]
+    assert await reports(lab, before, {hanging.task_id}) == []
+    assert await lab.read(work.topic.retry(RETRY_DELAYS[0]), 0) == []
+    assert await lab.read(work.topic.dead_letters, 0) == []
 
 
 async def test_an_undecodable_record_whose_key_names_its_task_fails_that_task(work: Work, lab: KafkaLab) -> None:
@@ -177,8 +248,9 @@ async def test_an_undecodable_record_whose_key_names_its_task_fails_that_task(wo
     await lab.send(work.topic.name, b"{", key=f"{task.task_id}:3:4".encode(), partition=0)
     async with lab.consuming(work.topic, work.runner):
         await work.committed({0: 1})
-    (failure,) = await failures(lab, dict(before), {task.task_id})
-    assert (failure.code, failure.stage) == ("record_undecodable", Stage.EMBED)
+    (failure,) = await failures(lab, before, {task.task_id})
+    assert (failure.code, failure.step) == ("record_undecodable", Step.EMBED)
+    assert (failure.shard, failure.part) == (3, 4)
 
 
 async def test_a_batch_whose_outputs_cannot_be_published_is_not_committed_and_comes_again(
@@ -209,7 +281,7 @@ async def test_the_wish_of_a_provider_is_honoured_in_the_retry_record(lab: Kafka
     async def limited(_: ChunksExtracted) -> Sequence[Outgoing]:
         raise TransientError("too many requests", retry_after=wish)
 
-    runner = StageRunner(topic, ChunksExtracted, limited, publisher, clock=lambda: START)
+    runner = StageRunner(topic, ChunksExtracted, limited, Runtime(publisher, clock=lambda: START))
     await lab.send(topic.name, part_of(0).model_dump_json().encode(), key=b"k")
     async with lab.consuming(topic, runner):
         (waiting,) = await lab.read(topic.retry(RETRY_DELAYS[0]), 1)

@@ -3,7 +3,6 @@ import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -11,12 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.tasks import Tasks
+from services.tracker import fold
 from services.tracker.events import EventFolder
-from services.tracker.fold import Unit, unit_of
+from services.tracker.fold import Unit
 from services.tracker.store import Folded, TaskStore
 from shared.database.durations import Durations, read_durations
 from shared.database.pool import Pool, acquire, open_pool
-from shared.events import PartEmbedded, Stage, TaskEvent, UnitFailed
+from shared.events import PartEmbedded, Stage, Step, TaskEvent, UnitRetryScheduled
 from shared.kafka import Publisher
 from shared.settings import DatabaseSettings
 from shared.tasks import TaskRow
@@ -27,12 +27,14 @@ from tests.support.task_events import (
     SECOND,
     START,
     Shard,
+    current,
     embedded,
     extracted,
     failed,
     log_of,
     new_task,
     planned,
+    retried,
 )
 
 SMALL = ((2, 2), (1, 0), (3, 1))
@@ -70,14 +72,8 @@ async def insert(tasks: Tasks, count: int = 1) -> list[TaskRow]:
     return rows
 
 
-async def read(tasks: Tasks, task: TaskRow) -> TaskRow:
-    row = await tasks.get(task.owner, task.task_id)
-    assert row is not None
-    return row
-
-
 async def content(tasks: Tasks, task: TaskRow) -> dict[str, object]:
-    row = asdict(await read(tasks, task))
+    row = asdict(await current(tasks, task))
     return {name: value for name, value in row.items() if name not in OWN | BY_BATCHES}
 
 
@@ -86,31 +82,43 @@ async def durations(pool: Pool, series: str) -> dict[str, Durations]:
         return await read_durations(connection, series)
 
 
-def with_failures(log: Sequence[TaskEvent], chosen: Sequence[int]) -> list[TaskEvent]:
-    """Let some units fail, every second one at the same time as the one before; what would follow on them is gone."""
-    broken = [unit_of(log[number]) for number in chosen]
-    left = [event for event in log if not any(_follows(unit_of(event), unit) for unit in broken)]
-    failures = [
-        UnitFailed(
-            task_id=log[0].task_id,
-            stage=Stage(unit.stage),
-            shard=unit.shard,
-            part=unit.part,
-            code="permanent_failure",
-            message=f"failure {n}",
-            failed_at=START + timedelta(seconds=n // 2),
-        )
-        for n, unit in enumerate(broken)
-    ]
-    return [*left, *failures]
+def unit_of(event: TaskEvent) -> Unit:
+    assert not isinstance(event, UnitRetryScheduled)
+    return fold.unit_of(event)
 
 
-def _follows(unit: Unit, broken: Unit) -> bool:
-    stages = [*Stage]
-    if unit.stage not in stages or unit.shard != broken.shard:
+def follows(unit: Unit, broken: Unit) -> bool:
+    """Tell whether a unit cannot be done before another one, or is that one."""
+    steps = [*Step]
+    if steps.index(unit.step) < steps.index(broken.step) or unit.shard != broken.shard:
         return False
-    later = stages.index(Stage(unit.stage)) >= stages.index(Stage(broken.stage))
-    return later and (broken.stage == Stage.PARSE or unit.part == broken.part)
+    return broken.step == Step.PARSE or unit.part == broken.part
+
+
+def failures(units: Sequence[Unit], task: TaskRow, run: int = 0) -> list[TaskEvent]:
+    """Let units fail, every second one at the same time as the one before."""
+    return [
+        failed(task, u.step.stage, u.shard, u.part, START + (n // 2) * SECOND, f"failure {n}", step=u.step, run=run)
+        for n, u in enumerate(units)
+    ]
+
+
+def retries(units: Sequence[Unit], task: TaskRow, run: int = 0) -> list[TaskEvent]:
+    """Let units fail for passing reasons: the first one once, the second one twice and so on, all due at the end."""
+    return [
+        retried(task, u.step.stage, u.shard, u.part, START + n * SECOND, step=u.step, run=run, attempt=attempt)
+        for n, u in enumerate(units)
+        for attempt in range(1, n + 2)
+    ]
+
+
+async def fold_shuffled(store: TaskStore, events: Sequence[TaskEvent], data: st.DataObject) -> None:
+    """Fold events in any order, some of them twice, in up to ten batches."""
+    duplicates = data.draw(st.lists(st.sampled_from(events), max_size=len(events)))
+    shuffled = data.draw(st.permutations([*events, *duplicates]))
+    size = data.draw(st.integers(-(-len(shuffled) // 10), len(shuffled)))
+    for start in range(0, len(shuffled), size):
+        await store.fold(shuffled[start : start + size])
 
 
 async def test_a_log_in_order_completes_its_task(tasks: Tasks, store: TaskStore) -> None:
@@ -123,39 +131,77 @@ async def test_a_log_in_order_completes_its_task(tasks: Tasks, store: TaskStore)
         assert [ended.task_id for ended in folded.ended] == ([task.task_id] if event is log[-1] else [])
     assert progress == sorted(progress)
     assert progress[-1] == 100
-    row = await read(tasks, task)
+    row = await current(tasks, task)
     assert (row.status, row.pages, row.shards, row.parts, row.chunks, row.characters) == ("completed", 6, 3, 3, 9, 300)
     assert (row.parse_done, row.embed_done, row.index_done) == (3, 3, 3)
     assert (row.parse_weight, row.embed_weight, row.index_weight) == (6000, 6000, 6000)
-    assert (row.pages_without_text, row.tokens, row.model, row.dimension) == (1, 21, "a-model", 256)
+    assert (row.pages_without_text, row.tokens, row.model, row.dimension) == (1, 300, "tiny", 4)
     assert (row.started_at, row.completed_at) == (START, START + len(log) * SECOND)
-    assert row.metadata == {"title": "A title"}
+    assert row.metadata == {"Title": "X"}
     assert row.version == 1 + len(log)
 
 
 async def test_the_answer_is_what_the_database_holds(tasks: Tasks, store: TaskStore) -> None:
     (task,) = await insert(tasks)
     folded = await store.fold(log_of(task, SMALL))
-    assert list(folded.tasks) == list(folded.ended) == [await read(tasks, task)]
+    assert list(folded.tasks) == list(folded.ended) == [await current(tasks, task)]
+
+
+shards_of_any_kind = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=4)
 
 
 @examples
-@given(shards=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=4), data=st.data())
+@given(shards=shards_of_any_kind, data=st.data())
 async def test_any_order_with_duplicates_in_any_batches_ends_in_the_same_row(
     tasks: Tasks, store: TaskStore, shards: list[Shard], data: st.DataObject
 ) -> None:
     ordered, shuffled = await insert(tasks, 2)
     units = st.integers(1, len(log_of(ordered, shards)) - 1)
-    broken = data.draw(st.one_of(st.just([]), st.lists(units, min_size=1, max_size=3, unique=True)))
-    await store.fold(with_failures(log_of(ordered, shards), broken))
-    log = with_failures(log_of(shuffled, shards), broken)
-    duplicates = data.draw(st.lists(st.sampled_from(log), max_size=len(log)))
-    events = data.draw(st.permutations([*log, *duplicates]))
-    size = data.draw(st.integers(1, len(events)))
-    for start in range(0, len(events), size):
-        await store.fold(events[start : start + size])
+    broken, waiting, slow = (data.draw(st.lists(units, max_size=3, unique=True)) for _ in range(3))
+
+    def events(task: TaskRow) -> list[TaskEvent]:
+        log = log_of(task, shards)
+        [stuck, lost, late] = [[unit_of(log[n]) for n in chosen] for chosen in (broken, waiting, slow)]
+        left = [event for event in log if not any(follows(unit_of(event), unit) for unit in (*stuck, *lost))]
+        return [*left, *failures(stuck, task), *retries([*dict.fromkeys((*lost, *late))], task)]
+
+    await store.fold(events(ordered))
+    await fold_shuffled(store, events(shuffled), data)
     assert await content(tasks, shuffled) == await content(tasks, ordered)
-    assert (await read(tasks, ordered)).status == ("failed" if broken else "completed")
+    assert (await current(tasks, ordered)).status == ("failed" if broken else "running" if waiting else "completed")
+
+
+@examples
+@given(shards=shards_of_any_kind, data=st.data())
+async def test_after_a_replay_any_order_of_what_is_new_and_what_is_old_ends_in_the_same_row(
+    tasks: Tasks, store: TaskStore, shards: list[Shard], data: st.DataObject
+) -> None:
+    ordered, shuffled = await insert(tasks, 2)
+    units = st.integers(1, len(log_of(ordered, shards)) - 1)
+    broken = data.draw(st.lists(units, min_size=1, max_size=3, unique=True))
+    ends = data.draw(st.tuples(*(st.sampled_from(["done", "failed", "waiting", "silent"]) for _ in broken)))
+    for task in (ordered, shuffled):
+        log = log_of(task, shards)
+        chosen = [unit_of(log[n]) for n in broken]
+        old = [event for event in log if not any(follows(unit_of(event), unit) for unit in chosen)]
+        old += [*retries(chosen, task), *failures(chosen, task)]
+        await store.fold(old)
+        await tasks.reopen(task.owner, task.task_id, START)
+        failed_again, stuck = (
+            [unit for unit, end in zip(chosen, ends, strict=True) if end in those]
+            for those in ({"failed"}, {"failed", "waiting", "silent"})
+        )
+        tried = [unit for unit, end in zip(chosen, ends, strict=True) if end != "silent"]
+        done = [event for event in log if not any(follows(unit_of(event), unit) for unit in stuck)]
+        new = [*retries(tried, task, run=1), *failures(failed_again, task, run=1), *done]
+        if task is ordered:
+            await store.fold([*old, *new])
+        else:
+            await fold_shuffled(store, [*new, *old], data)
+    assert await content(tasks, shuffled) == await content(tasks, ordered)
+    row = await current(tasks, ordered)
+    assert row.status == ("failed" if "failed" in ends else "completed" if {*ends} == {"done"} else "running")
+    assert (row.next_retry_at is None) == (row.status != "running" or "waiting" not in ends)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -194,7 +240,7 @@ async def test_the_same_batch_in_two_trackers_at_once_is_counted_once(
 
 async def test_events_of_a_task_that_was_deleted_are_ignored(tasks: Tasks, store: TaskStore, pool: Pool) -> None:
     gone = new_task()
-    assert await store.fold(log_of(gone, SMALL)) == Folded([], [], [])
+    assert await store.fold(log_of(gone, SMALL)) == Folded([], [], [], [])
     (task,) = await insert(tasks)
     folded = await store.fold([*log_of(gone, SMALL), *log_of(task, SMALL)])
     assert [row.task_id for row in folded.tasks] == [task.task_id]
@@ -204,18 +250,18 @@ async def test_events_of_a_task_that_was_deleted_are_ignored(tasks: Tasks, store
 
 
 async def test_no_events_at_all_are_fine(store: TaskStore) -> None:
-    assert await store.fold([]) == Folded([], [], [])
+    assert await store.fold([]) == Folded([], [], [], [])
 
 
 async def test_duplicates_change_nothing_but_their_task_is_told_again(tasks: Tasks, store: TaskStore) -> None:
     (task,) = await insert(tasks)
     log = log_of(task, SMALL)
     await store.fold(log)
-    before = await read(tasks, task)
+    before = await current(tasks, task)
     again = await store.fold([log[2], log[2], log[0]])
     assert list(again.tasks) == [before]
     assert list(again.ended) == []
-    assert await read(tasks, task) == before
+    assert await current(tasks, task) == before
 
 
 async def test_durations_are_counted_once_for_each_unit_and_task(tasks: Tasks, store: TaskStore, pool: Pool) -> None:
@@ -251,7 +297,7 @@ async def test_a_failure_ends_the_task_and_is_no_unit_of_work_in_the_durations(
     failure = failed(task, Stage.PARSE, 0, 0, at, message="needs a password")
     folded = await store.fold([failure, failure])
     assert [row.task_id for row in folded.ended] == [task.task_id]
-    row = await read(tasks, task)
+    row = await current(tasks, task)
     assert (row.status, row.completed_at, row.progress) == ("failed", at, 0)
     assert (row.error_stage, row.error_code, row.error_message) == ("parse", "permanent_failure", "needs a password")
     assert await durations(pool, "stage") == {}
@@ -266,7 +312,7 @@ async def test_work_that_is_done_after_a_failure_is_kept_and_the_task_stays_fail
     await store.fold([log[0], failed(task, Stage.EMBED, 0, 0, START + SECOND)])
     folded = await store.fold(log[1:])
     assert list(folded.ended) == []
-    row = await read(tasks, task)
+    row = await current(tasks, task)
     assert (row.status, row.embed_done, row.index_done, row.progress) == ("failed", 1, 1, 99)
 
 
@@ -279,8 +325,8 @@ async def test_a_unit_that_failed_and_then_succeeded_is_counted_as_done_once(
     failure = failed(task, Stage.EMBED, 0, 0, START + SECOND)
     for batch in [[failure, done, done]] if together else [[failure], [done], [done], [failure]]:
         await store.fold(batch)
-    row = await read(tasks, task)
-    assert (row.embed_done, row.embed_weight, row.tokens) == (1, 1000, 7)
+    row = await current(tasks, task)
+    assert (row.embed_done, row.embed_weight, row.tokens) == (1, 1000, 100)
     assert row.status == ("running" if together else "failed")
     assert (await durations(pool, "stage"))[Stage.EMBED].total == 1
 
@@ -288,9 +334,9 @@ async def test_a_unit_that_failed_and_then_succeeded_is_counted_as_done_once(
 async def test_a_failure_after_the_same_unit_was_done_is_ignored(tasks: Tasks, store: TaskStore) -> None:
     (task,) = await insert(tasks)
     await store.fold(log_of(task, SMALL))
-    before = await read(tasks, task)
+    before = await current(tasks, task)
     await store.fold([failed(task, Stage.INDEX, 0, 1, START)])
-    assert await read(tasks, task) == before
+    assert await current(tasks, task) == before
     assert before.status == "completed"
 
 
@@ -302,8 +348,66 @@ async def test_of_two_owners_whose_same_unit_fails_the_earlier_failure_counts(
     both = [failed(task, Stage.PARSE, 0, 0, START + n * SECOND, message=f"failure {n}") for n in (1, 2)]
     for event in both if first == "earlier" else reversed(both):
         await store.fold([event])
-    row = await read(tasks, task)
+    row = await current(tasks, task)
     assert (row.failed_at, row.completed_at, row.error_message) == (START + SECOND, START + SECOND, "failure 1")
+
+
+async def test_a_retry_is_told_until_its_part_is_done(tasks: Tasks, store: TaskStore) -> None:
+    (task,) = await insert(tasks)
+    start, done = log_of(task, [(4, 9)])[:2], embedded(task, 0, 2, 1, START)
+    await store.fold([*start, retried(task, Stage.EMBED, 0, 2, START, parts=9)])
+    row = await current(tasks, task)
+    assert row.message(START) == "embedding part 3/9 failed: rate limited; trying again in 60 s (2 of 4)"
+    assert (row.status, row.retry_count, row.next_retry_at) == ("running", 1, START + 60 * SECOND)
+    await store.fold([done])
+    row = await current(tasks, task)
+    assert row.message(START) == "parsed 4 of 4 pages, embedded 1 and indexed 0 of 9 parts"
+    assert (row.retry_count, row.next_retry_at) == (1, None)
+
+
+async def test_of_several_retries_the_earliest_that_is_pending_is_told(tasks: Tasks, store: TaskStore) -> None:
+    (task,) = await insert(tasks)
+    first, second = (retried(task, Stage.EMBED, 0, part, START + part * SECOND) for part in range(2))
+    again = retried(task, Stage.EMBED, 0, 0, START + 60 * SECOND, attempt=2)
+    told = []
+    for event in (first, second, again, embedded(task, 0, 1, 1, START)):
+        await store.fold([event])
+        told.append((await current(tasks, task)).next_retry_at)
+    assert told == [START + n * SECOND for n in (60, 60, 61, 120)]
+    assert (await current(tasks, task)).retry_count == 3
+
+
+async def test_a_retry_that_is_reported_twice_is_counted_once(tasks: Tasks, store: TaskStore) -> None:
+    (task,) = await insert(tasks)
+    event = retried(task, Stage.PARSE, 0, 0, START, step=Step.PLAN)
+    await store.fold([event, event])
+    await store.fold([event])
+    row = await current(tasks, task)
+    assert (row.retry_count, row.version) == (1, 2)
+    assert row.message(START).startswith("reading the document failed: rate limited; trying again in 60 s")
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_task_that_failed_tells_of_no_retry(tasks: Tasks, store: TaskStore, *, late: bool) -> None:
+    (task,) = await insert(tasks)
+    events = [retried(task, Stage.EMBED, 0, 1, START), failed(task, Stage.EMBED, 0, 0, START + SECOND)]
+    for event in reversed(events) if late else events:
+        await store.fold([event])
+    row = await current(tasks, task)
+    assert (row.status, row.retry_count, row.next_retry_at, row.retry_message) == ("failed", 1, None, None)
+
+
+async def test_work_that_is_sent_on_again_is_noted_for_the_watchdog_and_for_nobody_else(
+    tasks: Tasks, pool: Pool
+) -> None:
+    """Such as chunks that are made once more from the PDF: the shard's report is no news, but the chunks may wait."""
+    (task,) = await insert(tasks)
+    plan, shard, *_ = log_of(task, SMALL)
+    await tasks.mark_dispatched(task, START)
+    await TaskStore(pool, clock=lambda: START).fold([plan, shard])
+    before = await current(tasks, task)
+    await TaskStore(pool, clock=lambda: START + SECOND).fold([shard])
+    assert await current(tasks, task) == replace(before, dispatched_at=START + SECOND)
 
 
 async def test_a_task_supersedes_only_where_its_document_has_another_task(tasks: Tasks, store: TaskStore) -> None:
@@ -314,7 +418,7 @@ async def test_a_task_supersedes_only_where_its_document_has_another_task(tasks:
     assert list((await store.fold(log_of(stranger, [(1, 1)]))).superseding) == []
     await store.fold(log_of(older, [(1, 1)]))
     for events in (log_of(newer, [(1, 1)]), log_of(newer, [(1, 1)])[:1]):  # a duplicate tells it again
-        assert list((await store.fold(events)).superseding) == [await read(tasks, newer)]
+        assert list((await store.fold(events)).superseding) == [await current(tasks, newer)]
 
 
 async def test_where_an_older_task_ends_after_a_newer_one_it_is_the_newer_one_that_supersedes(
@@ -327,7 +431,21 @@ async def test_where_an_older_task_ends_after_a_newer_one_it_is_the_newer_one_th
     await store.fold(log_of(newer, [(1, 1)]))
     late = await store.fold(log_of(older, [(1, 1)]))
     assert [row.task_id for row in late.ended] == [older.task_id]
-    assert list(late.superseding) == [await read(tasks, newer)]
+    assert list(late.superseding) == [await current(tasks, newer)]
+
+
+async def test_where_an_older_task_fails_after_a_newer_one_is_complete_the_newer_one_supersedes_it(
+    tasks: Tasks, store: TaskStore
+) -> None:
+    older = new_task()
+    newer = new_task(at=START + SECOND, document=older.document_id)
+    for task in (older, newer):
+        await tasks.insert(task)
+    await store.fold(log_of(newer, [(1, 1)]))
+    log = log_of(older, [(1, 2)])
+    late = await store.fold([*log[:-1], failed(older, Stage.INDEX, 0, 1, START)])
+    assert [row.status for row in late.ended] == ["failed"]
+    assert list(late.superseding) == [await current(tasks, newer)]
 
 
 async def test_a_task_that_is_not_complete_supersedes_nothing(tasks: Tasks, store: TaskStore) -> None:
@@ -342,9 +460,9 @@ async def test_a_task_that_is_not_complete_supersedes_nothing(tasks: Tasks, stor
 
 async def test_a_fold_leaves_alone_what_the_gateway_writes(tasks: Tasks, store: TaskStore) -> None:
     (task,) = await insert(tasks)
-    await tasks.mark_dispatched(task.task_id, START + SECOND)
+    await tasks.mark_dispatched(task, START + SECOND)
     await store.fold(log_of(task, SMALL))
-    row = await read(tasks, task)
+    row = await current(tasks, task)
     assert row.dispatched_at == START + SECOND
     assert replace(row, **asdict(task)) == task
 
@@ -358,7 +476,7 @@ async def test_text_that_postgresql_cannot_hold_does_not_stop_the_fold(tasks: Ta
     model = part.model_copy(update={"model": "m\0"})
     failure = failed(task, Stage.INDEX, 0, 0, START, message="bad \0 byte")
     await store.fold([plan, extracted(task, 0, 1, 1, START), model, failure])
-    row = await read(tasks, task)
+    row = await current(tasks, task)
     assert (row.status, row.pages) == ("failed", 1)
     assert row.error_message is not None
     assert row.error_message.startswith("bad ")
@@ -388,7 +506,7 @@ async def test_events_that_the_database_could_not_take_become_dead_letters_and_s
         await lab.send(TASK_EVENTS.name, value, key=str(task.task_id).encode())
 
     async def completed() -> None:
-        assert (await read(tasks, task)).status == "completed"
+        assert (await current(tasks, task)).status == "completed"
 
     async with lab.consuming(TASK_EVENTS, EventFolder(store, publisher), max_records=2):
         await eventually(completed)

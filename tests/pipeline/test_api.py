@@ -10,21 +10,9 @@ import pytest
 
 from deploy.local import LocalStack
 from tests.pipeline.conftest import MAX_UPLOAD_BYTES
-from tests.support.api import SAMPLES, Json, follow, process, upload
+from tests.support.api import SAMPLES, follow, problem, process, upload
 
 PDF = (SAMPLES / "01-one-page.pdf").read_bytes()
-
-
-def problem(response: httpx.Response, status: int, code: str) -> Json:
-    """Check that a response is a problem document, and return it."""
-    assert response.status_code == status, response.text
-    assert response.headers["Content-Type"] == "application/problem+json"
-    document: Json = response.json()
-    assert document["status"] == status
-    assert document["code"] == code
-    assert document["title"]
-    assert document["detail"]
-    return document
 
 
 def blobs(stack: LocalStack) -> set[Path]:
@@ -34,6 +22,8 @@ def blobs(stack: LocalStack) -> set[Path]:
 async def test_an_unknown_task_is_not_found(api: httpx.AsyncClient) -> None:
     for path in (f"/tasks/{uuid4()}", f"/tasks/{uuid4()}/stream"):
         problem(await api.get(path), 404, "task_not_found")
+    for change in ("cancel", "replay"):
+        problem(await api.post(f"/tasks/{uuid4()}/{change}"), 404, "task_not_found")
     problem(await api.get("/nowhere"), 404, "not_found")
 
 
@@ -185,6 +175,8 @@ async def test_openapi_describes_every_call_with_its_problems(api: httpx.AsyncCl
         ("get", "/tasks"),
         ("get", "/tasks/{task_id}"),
         ("get", "/tasks/{task_id}/stream"),
+        ("post", "/tasks/{task_id}/cancel"),
+        ("post", "/tasks/{task_id}/replay"),
         ("get", "/search"),
         ("get", "/stats"),
         ("post", "/cleanup"),
@@ -193,8 +185,11 @@ async def test_openapi_describes_every_call_with_its_problems(api: httpx.AsyncCl
     }
     assert all(call["summary"] and call["description"] for call in calls.values())
     for (method, path), call in calls.items():
-        [content] = call["responses"]["202" if path == "/upload" else "200"]["content"].values()
+        [good] = {"200", "202"} & set(call["responses"])
+        [content] = call["responses"][good]["content"].values()
         assert content["example"], f"{method} {path} has no example"
+    for change in ("cancel", "replay"):
+        assert {"404", "409", "422"} <= set(calls["post", f"/tasks/{{task_id}}/{change}"]["responses"])
     form = calls["post", "/upload"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert {"202", "400", "413", "415", "422", "503"} <= set(calls["post", "/upload"]["responses"])

@@ -64,6 +64,18 @@ async def process(api: httpx.AsyncClient, content: bytes | Path, name: str | Non
     return task
 
 
+def problem(response: httpx.Response, status: int, code: str) -> Json:
+    """Check that a response is a problem document, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    document: Json = response.json()
+    assert document["status"] == status
+    assert document["code"] == code
+    assert document["title"]
+    assert document["detail"]
+    return document
+
+
 async def chunks(stack: LocalStack, document_id: str) -> list[asyncpg.Record]:
     """Return the rows of a document in the index."""
     connection = await asyncpg.connect(stack.environment["DATABASE_URL"])

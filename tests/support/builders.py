@@ -8,7 +8,8 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.structs import RecordMetadata
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from typing_extensions import override
@@ -28,6 +29,7 @@ from shared.events import (
     Stage,
     TaskUpdated,
     UnitFailed,
+    UnitRetryScheduled,
     document_id,
 )
 from shared.kafka import Outgoing, Publisher
@@ -172,6 +174,13 @@ def unit_failed(**changes: Any) -> UnitFailed:
     return made
 
 
+def retry_scheduled(**changes: Any) -> UnitRetryScheduled:
+    fields = {"task_id": TASK, "stage": Stage.EMBED, "shard": 0, "part": 0, "code": "rate_limited", "attempt": 1}
+    fields |= {"message": "rate limited", "failed_at": after(3), "parts": 1, "attempts": 4, "retry_at": after(63)}
+    made: UnitRetryScheduled = _made(UnitRetryScheduled, fields, changes)
+    return made
+
+
 def updated(version: int, **changes: Any) -> TaskUpdated:
     fields = {"task_id": TASK, "version": version, "status": "running", "progress": 10, "message": "at work"}
     made: TaskUpdated = _made(TaskUpdated, fields | {"stages": {}}, changes)
@@ -189,12 +198,21 @@ class RecordingPublisher(Publisher):
         self.asked = asyncio.Event()
 
     @override
-    async def publish(self, records: Iterable[Outgoing]) -> None:
+    async def publish(self, records: Iterable[Outgoing]) -> list[RecordMetadata]:
         self.asked.set()
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        self.published.extend(records)
+        return [self._keep(record) for record in records]
+
+    @override
+    async def ping(self) -> bool:
+        return self.error is None and self.gate.is_set()
+
+    def _keep(self, record: Outgoing) -> RecordMetadata:
+        offset = len(self.on(record.topic))
+        self.published.append(record)
+        return RecordMetadata(record.topic, 0, TopicPartition(record.topic, 0), offset, None, 0, None)
 
     def on(self, topic: str) -> list[Outgoing]:
         """Return what was published on a topic."""
@@ -216,8 +234,8 @@ class TasksInMemory(Tasks):
         self.rows[task.task_id] = task
 
     @override
-    async def mark_dispatched(self, task_id: UUID, at: datetime) -> None:
-        self.dispatched[task_id] = at
+    async def mark_dispatched(self, task: TaskRow, at: datetime) -> None:
+        self.dispatched[task.task_id] = at
 
     @override
     async def get(self, owner: str, task_id: UUID) -> TaskRow | None:

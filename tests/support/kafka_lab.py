@@ -3,17 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
-from shared.broker import Broker, Consume, Record, subscribe
-from shared.events import Stage
+from services.tracker.backlog import consumers
+from shared.breaker import Breaker
+from shared.broker import GRACE_PERIOD, Broker, Consume, Record, subscribe
+from shared.events import Stage, Step
 from shared.kafka import client_options
 from shared.settings import KafkaSettings
 from shared.topics import Topic, with_side_topics
@@ -45,13 +48,19 @@ class KafkaLab:
         await self._producer.stop()
         await self._admin.close()
 
-    async def topic(self, *, partitions: int = 1, group: bool = True, stage: str = Stage.EMBED) -> Topic:
+    async def topic(self, *, partitions: int = 1, group: bool = True, step: Step | None = None) -> Topic:
         """Create a topic that nobody else uses, with its retry and dead-letter topics."""
         name = f"test-{uuid4()}"
-        topic = Topic(name, stage, f"{name}.group" if group else None)
+        topic = Topic(name, Stage.EMBED, f"{name}.group" if group else None, step=step)
         settings = self.settings.model_copy(update={"topic_partitions": partitions})
         await self._admin.create_topics(list(with_side_topics(topic, settings)))
         return topic
+
+    async def allow(self, topic: str, size: int) -> None:
+        """Have a topic take records of up to `size` bytes."""
+        setting = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})
+        answers: list[Any] = await self._admin.alter_configs([setting])
+        assert not answers[0].resources[0][0], answers
 
     async def send(
         self,
@@ -61,12 +70,19 @@ class KafkaLab:
         key: bytes | None = None,
         headers: Sequence[tuple[str, Any]] = (),
         partition: int | None = None,
+        at: datetime | None = None,
     ) -> int:
-        """Write a record and return its offset."""
+        """Write a record, now or as if at another time, and return its offset."""
         if key is None and value is None:
             return await self._send_nothing(topic, list(headers), partition or 0)
-        written = await self._producer.send_and_wait(topic, value, key=key, headers=list(headers), partition=partition)
+        timestamp = at and int(at.timestamp() * 1000)
+        written = await self._producer.send_and_wait(topic, value, key, partition, timestamp, list(headers))
         return int(written.offset)
+
+    async def send_large(self, topic: str, value: bytes, *, key: bytes, headers: Sequence[tuple[str, Any]] = ()) -> int:
+        """Write a record of any size, which the broker takes or refuses, and return its offset."""
+        async with AIOKafkaProducer(**self._options, max_request_size=2 * len(value)) as producer:
+            return int((await producer.send_and_wait(topic, value, key=key, headers=list(headers))).offset)
 
     async def _send_nothing(self, topic: str, headers: list[tuple[str, Any]], partition: int) -> int:
         """Write a record without key and value, which other clients may do; this one's own `send` refuses to."""
@@ -75,10 +91,12 @@ class KafkaLab:
         acknowledged = await self._producer._message_accumulator.add_message(to, None, None, patience, headers=headers)
         return int((await acknowledged).offset)
 
-    async def partitions(self, topic: str) -> list[TopicPartition]:
-        """Return the partitions of a topic."""
-        (described,) = await self._admin.describe_topics([topic])
-        return sorted(TopicPartition(topic, partition["partition"]) for partition in described["partitions"])
+    async def partitions(self, *topics: str) -> list[TopicPartition]:
+        """Return the partitions of topics."""
+        described = await self._admin.describe_topics(list(topics))
+        return sorted(
+            TopicPartition(topic["topic"], each["partition"]) for topic in described for each in topic["partitions"]
+        )
 
     async def ends(self, topic: str) -> Ends:
         """Return where each partition of a topic ends now."""
@@ -106,22 +124,46 @@ class KafkaLab:
         offsets = await self._admin.list_consumer_group_offsets(topic.group)
         return {partition.partition: offset.offset for partition, offset in offsets.items() if offset.offset > 0}
 
+    async def members(self, topic: Topic) -> int:
+        """Return how many members the topic's group has."""
+        assert topic.group
+        answers: list[Any] = await self._admin.describe_consumer_groups([topic.group])
+        _error, _id, _state, _protocol_type, _protocol, members, *_ = answers[0].groups[0]
+        return len(members)
+
     async def catch_up(self, topic: Topic) -> None:
         """Commit for the topic's group, which must have no members, that it is through with all records."""
-        consumer = AIOKafkaConsumer(group_id=topic.group, enable_auto_commit=False, **self._options)
+        await self._pass_over(topic.group, [topic.name])
+
+    async def catch_up_everywhere(self) -> None:
+        """Commit for all groups, those of the relays too, none of which has members, that nothing waits for them."""
+        topics = consumers(self.settings)
+        for group in set(topics.values()):
+            await self._pass_over(group, [topic for topic, its_group in topics.items() if its_group == group])
+
+    async def _pass_over(self, group: str | None, topics: Sequence[str]) -> None:
+        consumer = AIOKafkaConsumer(group_id=group, enable_auto_commit=False, **self._options)
         await consumer.start()
         try:
-            ends = await self.ends(topic.name)
-            consumer.assign(list(ends))
-            await consumer.commit(dict(ends))
+            partitions = await self.partitions(*topics)
+            consumer.assign(partitions)
+            await consumer.commit(dict(await consumer.end_offsets(partitions)))
         finally:
             await consumer.stop()
 
     @asynccontextmanager
-    async def consuming(self, topic: Topic, consume: Consume, *, max_records: int = 100) -> AsyncIterator[Broker]:
+    async def consuming(
+        self,
+        topic: Topic,
+        consume: Consume,
+        *,
+        max_records: int = 100,
+        grace_period: timedelta = GRACE_PERIOD,
+        breaker: Breaker | None = None,
+    ) -> AsyncIterator[Broker]:
         """Consume with a broker that has its partitions and knows its position in each; stop it at the end."""
-        broker = Broker(self.settings)
-        subscribe(broker, topic, consume, max_records=max_records)
+        broker = Broker(self.settings, grace_period=grace_period)
+        subscribe(broker, topic, consume, max_records=max_records, breaker=breaker)
         await broker.start()
         try:
             await eventually(lambda: _in_position(broker))

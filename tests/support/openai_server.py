@@ -6,7 +6,9 @@ import hashlib
 import socket
 import struct
 import threading
+import time
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from enum import StrEnum, auto
@@ -58,6 +60,10 @@ class OpenAIServer:
     ----------
     faults
         What the next requests fail with, one each; then all is well again.
+    spoilt
+        By a piece of text, what requests for texts that hold it fail with, one each; None is for one that succeeds.
+    retry_after
+        What a refusal says of when to come back.
     requests
         The bodies of all requests to /embeddings, in their order.
     dimension
@@ -68,6 +74,9 @@ class OpenAIServer:
 
     def __init__(self, *, dimension: int = 1536, base64: str = "yes", dimensions: str = "yes") -> None:
         self.faults: deque[Fault] = deque()
+        self.spoilt: dict[str, Iterator[Fault | None]] = {}
+        self.retry_after = RETRY_AFTER
+        self.asked_at: list[float] = []
         self.requests: list[dict[str, Any]] = []
         self.dimension = dimension
         self.base64 = base64
@@ -99,8 +108,14 @@ class OpenAIServer:
         self._thread.join()
         self._socket.close()
 
+    def asked(self, piece: str) -> list[float]:
+        """Return when texts that hold a piece were asked for, in seconds that only ever grow."""
+        times = zip(self.asked_at, self.requests, strict=False)
+        return [at for at, body in times if any(piece in text for text in body["input"])]
+
     async def _embeddings(self, request: Request) -> Response:
         body = await request.json()
+        self.asked_at.append(time.monotonic())
         self.requests.append(body)
         self.busy += 1
         self.busiest = max(self.busiest, self.busy)
@@ -114,19 +129,25 @@ class OpenAIServer:
     async def _answer(self, request: Request, body: dict[str, Any]) -> Response:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return _refusal(401, "Incorrect API key provided", "invalid_api_key")
-        fault = self.faults.popleft() if self.faults else None
-        refusal = self._refused_option(body) or (_refusals(request).get(fault) if fault else None)
+        fault = self._next_fault(body)
+        refusal = self._refused_option(body) or (self._refusals(request).get(fault) if fault else None)
         if refusal is not None:
             return refusal
         if fault is Fault.HANG:
             self.entered.set()
-            await asyncio.Event().wait()
+            await request.receive()  # which is that the client has gone
         answer = self._vectors(body, fault)
         if fault is Fault.TRUNCATED:
             return Response(bytes(answer.body)[:-40], media_type="application/json")
         if fault is Fault.SHORT_BODY:
             return Response(bytes(answer.body)[:-40], headers={"content-length": str(len(answer.body))})
         return answer
+
+    def _next_fault(self, body: dict[str, Any]) -> Fault | None:
+        for piece, faults in self.spoilt.items():
+            if any(piece in text for text in body["input"]):
+                return next(faults, None)
+        return self.faults.popleft() if self.faults else None
 
     def _refused_option(self, body: dict[str, Any]) -> Response | None:
         if self.base64 == "refused" and body.get("encoding_format") == "base64":
@@ -155,6 +176,26 @@ class OpenAIServer:
         # Nobody promises an order.
         return JSONResponse({"object": "list", "data": data[::-1], "model": body["model"], "usage": usage})
 
+    def _refusals(self, request: Request) -> dict[Fault, Response]:
+        at = format_datetime(datetime.now(UTC) + self.retry_after, usegmt=True)
+        seconds = str(int(self.retry_after.total_seconds()))
+        return {
+            Fault.RATE_LIMITED: _refusal(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": seconds}),
+            Fault.RATE_LIMITED_UNTIL: _refusal(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": at}),
+            Fault.RATE_LIMITED_SILENTLY: _refusal(429, "Rate limit reached", None, {"retry-after": "soon"}),
+            Fault.NO_QUOTA: _refusal(429, "You exceeded your current quota", "insufficient_quota"),
+            # Servers do repeat what they were given.
+            Fault.UNAUTHORIZED: _refusal(
+                401, f"Bad credentials: {request.headers['authorization']}", "invalid_api_key"
+            ),
+            Fault.FORBIDDEN: _refusal(403, "Country not supported"),
+            Fault.UNKNOWN_MODEL: _refusal(404, "The model does not exist", "model_not_found"),
+            Fault.INVALID: _refusal(400, "This model's maximum context length is 8192 tokens"),
+            Fault.BROKEN: _refusal(500, "The server had an error"),
+            Fault.OVERLOADED: _refusal(503, "Overloaded", None, {"retry-after": seconds}),
+            Fault.NO_JSON: Response("<html>a proxy's page</html>", media_type="text/html"),
+        }
+
 
 def vector_of(text: str, dimension: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Return the vector that the server gives to a text, not of length 1."""
@@ -165,25 +206,6 @@ def vector_of(text: str, dimension: int) -> np.ndarray[tuple[int, ...], np.dtype
 def _encoded(text: str, dimension: int, *, packed: bool) -> str | list[float]:
     vector = vector_of(text, dimension)
     return base64.b64encode(vector.astype("<f4").tobytes()).decode() if packed else vector.tolist()
-
-
-def _refusals(request: Request) -> dict[Fault, Response]:
-    at = format_datetime(datetime.now(UTC) + RETRY_AFTER, usegmt=True)
-    seconds = str(int(RETRY_AFTER.total_seconds()))
-    return {
-        Fault.RATE_LIMITED: _refusal(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": seconds}),
-        Fault.RATE_LIMITED_UNTIL: _refusal(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": at}),
-        Fault.RATE_LIMITED_SILENTLY: _refusal(429, "Rate limit reached", None, {"retry-after": "soon"}),
-        Fault.NO_QUOTA: _refusal(429, "You exceeded your current quota", "insufficient_quota"),
-        # Servers do repeat what they were given.
-        Fault.UNAUTHORIZED: _refusal(401, f"Bad credentials: {request.headers['authorization']}", "invalid_api_key"),
-        Fault.FORBIDDEN: _refusal(403, "Country not supported"),
-        Fault.UNKNOWN_MODEL: _refusal(404, "The model does not exist", "model_not_found"),
-        Fault.INVALID: _refusal(400, "This model's maximum context length is 8192 tokens"),
-        Fault.BROKEN: _refusal(500, "The server had an error"),
-        Fault.OVERLOADED: _refusal(503, "Overloaded", None, {"retry-after": seconds}),
-        Fault.NO_JSON: Response("<html>a proxy's page</html>", media_type="text/html"),
-    }
 
 
 def _refusal(status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> Response:

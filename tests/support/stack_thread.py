@@ -1,13 +1,13 @@
 """An embedded stack in a thread of its own: each test has its own event loop, and the stack outlives them all."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+import psutil
 
 from deploy.local.stack import LocalStack, StackOptions
 
@@ -47,17 +47,27 @@ class StackThread:
             raise RuntimeError("the stack runs only inside the context")
         return self._stack
 
+    async def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await what touches the stack's components, from the event loop of a test."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
     @contextmanager
     def frozen(self, server: str) -> Iterator[None]:
-        """Stop a server's process in its tracks: connections stay open, and nobody answers."""
+        """Stop a server's processes in their tracks: connections stay open, and nobody answers."""
         pid = self.stack.servers[server].pid
         if pid is None:
             raise RuntimeError(f"{server} is not running")
-        os.kill(pid, signal.SIGSTOP)
+        parent = psutil.Process(pid)
+        parent.suspend()  # first, so that it starts no more of them
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            process.suspend()
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     async def _start(self) -> LocalStack:
         return await LocalStack(self._options).__aenter__()

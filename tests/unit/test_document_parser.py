@@ -127,10 +127,23 @@ async def test_many_chunks_leave_in_parts_whose_weights_sum_up_to_the_pages(tmp_
     report, parts = report_of(outputs), on("chunks.extracted", outputs, ChunksExtracted)
     assert report.parts == len(parts) > 1
     assert [part.part for part in parts] == list(range(len(parts)))
+    assert {part.parts for part in parts} == {len(parts)}
     assert sum(part.weight for part in parts) == 60 * PAGE_WEIGHT
     assert sum(len(part.chunks) for part in parts) == report.chunks
     assert all([chunk.n for chunk in part.chunks] == list(range(len(part.chunks))) for part in parts)
     assert "page 60" in " ".join(chunk.text for chunk in parts[-1].chunks)
+
+
+async def test_only_the_parts_that_are_wanted_leave_as_they_left_before(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, chunk_size=20)
+    url = await desk.lay(pdf_of(*(f"a line of text that stands on page {n}" for n in range(1, 61))))
+    wanted = pages_requested(blob_url=url, shard=1, first_page=1, last_page=60, parts=(1, 99))
+    everything = await desk.parser.extract(wanted.model_copy(update={"parts": None}))
+    outputs = await desk.parser.extract(wanted)
+    assert on("chunks.extracted", outputs, ChunksExtracted) == on("chunks.extracted", everything, ChunksExtracted)[1:2]
+    assert outputs[0].key == f"{TASK}:1:1".encode()
+    ignored = {"started_at", "finished_at"}
+    assert report_of(outputs).model_dump(exclude=ignored) == report_of(everything).model_dump(exclude=ignored)
 
 
 async def test_a_document_without_text_has_no_parts_but_a_report(desk: Desk) -> None:

@@ -7,9 +7,10 @@ from typing_extensions import override
 
 from services.tracker.events import EventFolder
 from services.tracker.store import Folded, TaskStore
+from shared.breaker import MIN_RECORDS
 from shared.broker import Record
 from shared.errors import DependencyUnavailableError
-from shared.events import DocumentCompleted, Event, TaskEvent, TaskUpdated
+from shared.events import DocumentCompleted, Event, TaskCanceled, TaskEvent, TaskUpdated
 from shared.kafka import Outgoing
 from shared.tasks import TaskRow, update_of
 from tests.support.builders import (
@@ -19,6 +20,7 @@ from tests.support.builders import (
     OWNER,
     TASK,
     RecordingPublisher,
+    part_indexed,
     planned,
     record,
     row,
@@ -32,7 +34,7 @@ class Outcome(TaskStore):
 
     def __init__(self) -> None:
         self.events: list[TaskEvent] = []
-        self.folded = Folded([], [], [])
+        self.folded = Folded([], [], [], [])
         self.error: Exception | None = None
 
     @override
@@ -79,22 +81,35 @@ async def test_watchers_are_told_the_new_state_of_every_task_of_the_batch(
     folder: EventFolder, store: Outcome, publisher: RecordingPublisher
 ) -> None:
     running, done = row(status="running", version=3), row(task_id=OTHER_TASK, status="completed", pages=4, version=9)
-    store.folded = Folded([running, done], [], [done])
+    store.folded = Folded([running, done], [], [done], [])
     await folder((event_record(planned()),))
     assert updates(publisher) == {TASK: update_of(running), OTHER_TASK: update_of(done)}
-    assert publisher.on("documents.completed") == []
+    assert publisher.on("documents.completed") == publisher.on("task.control") == []
 
 
 async def test_a_newer_version_of_a_document_retires_the_older_ones(
     folder: EventFolder, store: Outcome, publisher: RecordingPublisher
 ) -> None:
     done = row(status="completed", pages=4)
-    store.folded = Folded([done], [done], [done])
+    store.folded = Folded([done], [done], [done], [])
     await folder((event_record(planned()),))
     [completed] = publisher.on("documents.completed")
     assert completed.key == str(DOCUMENT).encode()
     assert DocumentCompleted.model_validate_json(completed.value or b"") == DocumentCompleted(
         task_id=TASK, document_id=DOCUMENT, owner=OWNER, submitted_at=NOON
+    )
+
+
+async def test_a_part_of_a_canceled_task_that_was_indexed_late_is_removed_again(
+    folder: EventFolder, store: Outcome, publisher: RecordingPublisher
+) -> None:
+    gone = row(status="canceled")
+    store.folded = Folded([gone], [], [], [gone])
+    await folder((event_record(part_indexed()),))
+    [canceled] = publisher.on("task.control")
+    assert canceled.key == str(TASK).encode()
+    assert TaskCanceled.model_validate_json(canceled.value or b"") == TaskCanceled(
+        task_id=TASK, document_id=DOCUMENT, owner=OWNER
     )
 
 
@@ -132,6 +147,25 @@ async def test_without_a_database_the_batch_escapes_and_nothing_is_published(
     assert publisher.published == []
 
 
+async def test_events_that_nobody_can_read_pause_the_tracker_but_those_of_a_batch_that_comes_again_do_not_count(
+    folder: EventFolder, store: Outcome
+) -> None:
+    unreadable = tuple(event_record(b"?") for _ in range(MIN_RECORDS))
+    store.error = DependencyUnavailableError("the database does not answer")
+    with pytest.raises(DependencyUnavailableError), folder.breaker.batch():
+        await folder(unreadable)
+    assert folder.breaker.problem() is None
+    store.error = None
+    with folder.breaker.batch():
+        await folder(tuple(event_record(planned()) for _ in range(MIN_RECORDS)))
+    with folder.breaker.batch():
+        await folder(unreadable)
+    assert folder.breaker.problem() is None, "half of them are fine"
+    with folder.breaker.batch():
+        await folder((event_record(b"?"),))
+    assert "21 of 41 records became dead letters" in str(folder.breaker.problem())
+
+
 async def test_without_a_broker_the_batch_escapes(folder: EventFolder, publisher: RecordingPublisher) -> None:
     publisher.error = ConnectionError("no broker")
     with pytest.raises(ConnectionError):
@@ -145,7 +179,7 @@ async def test_without_a_broker_the_batch_escapes(folder: EventFolder, publisher
 async def test_the_end_of_a_task_is_logged(
     folder: EventFolder, store: Outcome, task: TaskRow, code: str | None
 ) -> None:
-    store.folded = Folded([task], [], [task])
+    store.folded = Folded([task], [], [task], [])
     with capture_logs() as lines:
         await folder((event_record(planned()),))
     [line] = lines

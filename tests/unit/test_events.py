@@ -8,22 +8,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.events import TASK_EVENT, ChunksEmbedded, Event, Stage, chunk_id, document_id
+from shared.events import TASK_EVENT, ChunksEmbedded, Event, Stage, Step, chunk_id, document_id
 from tests.support.builders import (
     DOCUMENT,
+    OTHER_TASK,
+    TASK,
     embedded,
     extracted,
     pages_requested,
     part_embedded,
     part_indexed,
     planned,
+    retry_scheduled,
     shard_extracted,
     submitted,
     unit_failed,
     updated,
 )
 
-TASK_EVENTS: list[Any] = [planned(), shard_extracted(), part_embedded(), part_indexed(), unit_failed()]
+TASK_EVENTS: list[Any] = [
+    planned(),
+    shard_extracted(),
+    part_embedded(),
+    part_indexed(),
+    retry_scheduled(),
+    unit_failed(),
+]
 EVENTS: list[Event] = [*TASK_EVENTS, submitted(), pages_requested(), extracted(), embedded(), updated(2)]
 
 
@@ -78,6 +88,11 @@ def test_a_task_event_of_unknown_kind_is_none(kind: object) -> None:
         (part_indexed(), "weight", -1),
         (pages_requested(), "first_page", 0),
         (unit_failed(), "stage", "track"),
+        (unit_failed(), "step", "track"),
+        (unit_failed(), "dead_letter", {"topic": "x.dlq", "partition": 0, "offset": -1}),
+        (retry_scheduled(), "attempt", 0),
+        (retry_scheduled(), "retry_at", None),
+        (retry_scheduled(), "run", 2**31),
         (updated(2), "progress", 101),
         (updated(2), "version", 0),
         (submitted(), "submitted_at", "yesterday"),
@@ -122,21 +137,25 @@ def test_the_same_content_of_the_same_owner_is_the_same_document() -> None:
 
 
 def test_a_chunks_identity_depends_on_all_that_tells_it_from_others() -> None:
-    first = chunk_id(DOCUMENT, "tiny", 0, 0, 0)
+    first = chunk_id(TASK, "tiny", 0, 0, 0)
     others = [
-        chunk_id(document_id("bob", "x"), "tiny", 0, 0, 0),
-        chunk_id(DOCUMENT, "large", 0, 0, 0),
-        chunk_id(DOCUMENT, "tiny", 1, 0, 0),
-        chunk_id(DOCUMENT, "tiny", 0, 1, 0),
-        chunk_id(DOCUMENT, "tiny", 0, 0, 1),
+        chunk_id(OTHER_TASK, "tiny", 0, 0, 0),
+        chunk_id(TASK, "large", 0, 0, 0),
+        chunk_id(TASK, "tiny", 1, 0, 0),
+        chunk_id(TASK, "tiny", 0, 1, 0),
+        chunk_id(TASK, "tiny", 0, 0, 1),
     ]
     assert len({first, *others}) == 6
-    assert first == chunk_id(DOCUMENT, "tiny", 0, 0, 0)
+    assert first == chunk_id(TASK, "tiny", 0, 0, 0)
 
 
 def test_identities_stay_what_they_were_when_the_first_chunks_were_indexed() -> None:
     assert str(document_id("local", "0" * 64)) == "1ab6ad65-ead2-5efa-8f91-d0b4388e555f"
-    assert str(chunk_id(document_id("local", "0" * 64), "tiny", 1, 2, 3)) == "3a19b939-2247-5997-bf9f-261a76706e33"
+    assert str(chunk_id(TASK, "tiny", 1, 2, 3)) == "51674df4-f5a2-5b6c-a42f-c897e6863906"
+
+
+def test_every_step_belongs_to_a_stage_and_the_plan_to_the_parsers() -> None:
+    assert [step.stage for step in Step] == ["parse", "parse", "embed", "index"]
 
 
 def test_the_stages_are_in_the_order_of_the_pipeline() -> None:

@@ -7,11 +7,11 @@ from prometheus_client.samples import Sample
 from typing_extensions import override
 
 from services.gateway.exposition import _Snapshot, _stages, _tasks, _units, expose
-from services.gateway.stages import StageState, StageWatch
 from shared.database.durations import BUCKETS, Durations
 from shared.database.pool import Pool
 from shared.errors import DependencyUnavailableError
 from shared.settings import KafkaSettings
+from shared.stages import StageState, StageWatch
 from shared.tasks import TaskStatus
 from tests.support.builders import TasksInMemory
 
@@ -83,7 +83,7 @@ def test_units_are_a_histogram_by_stage() -> None:
 
 
 def test_stages_show_what_waits_and_who_works() -> None:
-    states = {"embed": StageState(members=2, waiting=7, stuck=False)}
+    states = {"embed": StageState(members=2, waiting=7)}
     found = samples(generate_latest(_Snapshot(_stages(states))))
     assert value(found, "paperlane_stage_lag_records", stage="embed") == 7
     assert value(found, "paperlane_stage_members", stage="embed") == 2
@@ -98,4 +98,4 @@ async def test_without_a_database_the_processs_own_metrics_are_still_there() -> 
     body = await expose(cast("Pool", None), Away(), StageWatch(KafkaSettings()))
     names = {sample.name for sample in samples(body)}
     assert "python_info" in names
-    assert not {name for name in names if name.startswith(("task_", "paperlane_stage_"))}
+    assert not {name for name in names if name.startswith(("task_", "paperlane_stage_duration", "paperlane_stage_lag"))}

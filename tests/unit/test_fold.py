@@ -7,16 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tracker.fold import apply, settle, unit_of
+from services.tracker.fold import Unit, UnitState, apply, await_retry, settle, step_of, unit_of
+from services.tracker.store import _prevails
 from shared.events import (
     PAGE_WEIGHT,
+    DeadLetter,
     DocumentPlanned,
     PartEmbedded,
     PartIndexed,
     ShardExtracted,
     Stage,
+    Step,
     TaskEvent,
     UnitFailed,
+    UnitRetryScheduled,
     part_weight,
 )
 from shared.tasks import TaskRow, TaskStatus
@@ -26,6 +30,7 @@ from tests.support.builders import (
     part_embedded,
     part_indexed,
     planned,
+    retry_scheduled,
     row,
     shard_extracted,
     unit_failed,
@@ -37,25 +42,32 @@ Batches = Sequence[Sequence[TaskEvent]]
 
 
 class Ledger:
-    """Counts every unit once, as the store does: a unit that failed may still be done, never the other way round."""
+    """Counts every unit and every retry once, and knows which retry is due next, as the store does."""
 
     def __init__(self) -> None:
-        self._done: dict[tuple[str, int, int], bool] = {}
+        self._units: dict[tuple[Step, int, int], Unit] = {}
+        self._retries: dict[tuple[Step, int, int, int], UnitRetryScheduled] = {}
 
     def uncounted(self, batch: Iterable[TaskEvent]) -> list[TaskEvent]:
-        latest: dict[tuple[str, int, int], TaskEvent] = {}
-        for event in batch:
-            unit = unit_of(event)
-            key = (unit.stage, unit.shard, unit.part)
-            if key not in latest or (unit.done and not unit_of(latest[key]).done):
-                latest[key] = event
-        fresh = [
-            (key, event)
-            for key, event in latest.items()
-            if key not in self._done or (unit_of(event).done and not self._done[key])
-        ]
-        self._done |= {key: unit_of(event).done for key, event in fresh}
-        return [event for _, event in fresh]
+        return [event for event in batch if self._counts(event)]
+
+    def _counts(self, event: TaskEvent) -> bool:
+        if isinstance(event, UnitRetryScheduled):
+            attempt = (step_of(event), event.shard, event.part, event.attempt)
+            is_new = attempt not in self._retries
+            self._retries[attempt] = event
+            return is_new
+        unit = unit_of(event)
+        known = self._units.get(key := (unit.step, unit.shard, unit.part))
+        if known is not None and not _prevails(unit, known):
+            return False
+        self._units[key] = unit
+        return True
+
+    def next_retry(self) -> UnitRetryScheduled | None:
+        last = {key[:3]: retry for key, retry in sorted(self._retries.items())}
+        pending = {key: retry for key, retry in last.items() if key not in self._units}
+        return min(pending.items(), key=lambda item: (item[1].retry_at, item[0]), default=(None, None))[1]
 
 
 def fold(batches: Batches, task: TaskRow | None = None) -> list[TaskRow]:
@@ -66,6 +78,7 @@ def fold(batches: Batches, task: TaskRow | None = None) -> list[TaskRow]:
         for event in ledger.uncounted(batch):
             apply(state, event)
         settle(state)
+        await_retry(state, ledger.next_retry())
         states.append(state)
     return states
 
@@ -88,57 +101,67 @@ def spans(draw: st.DrawFn) -> dict[str, datetime]:
     return {"started_at": first, "finished_at": last}
 
 
-def failure(draw: st.DrawFn, stage: Stage, shard: int, part: int) -> UnitFailed:
-    code, message = draw(st.sampled_from(["a", "b"])), draw(st.sampled_from(["one", "two"]))
-    return unit_failed(stage=stage, shard=shard, part=part, code=code, message=message, failed_at=draw(times))
-
-
 @dataclass(frozen=True)
 class Log:
-    """What happened to a task: each unit reported once, and in how many parts its shards came."""
+    """What happened to a task: how each unit ended, if it did, and the retries before that."""
 
     events: list[TaskEvent]
-    succeeds: bool
+    end: TaskStatus
 
 
 @st.composite
 def logs(draw: st.DrawFn) -> Log:
-    """Draw the log of a document: its plan, shards with none to three parts, and units that fail for good."""
+    """Draw the log of a document: plan, shards of none to three parts, and units that fail, are retried, or wait."""
     fails = draw(st.sampled_from([0.0, 0.0, 0.2, 0.8]))
     unlucky = st.floats(0, 1, exclude_max=True).map(lambda luck: luck < fails)
-    if draw(unlucky):
-        return Log([failure(draw, Stage.PARSE, 0, 0)], succeeds=False)
     shards = draw(st.lists(st.tuples(st.integers(1, 7), st.integers(0, 3)), min_size=1, max_size=4))
     pages = sum(pages for pages, _ in shards)
-    events: list[TaskEvent] = [planned(pages=pages, shards=len(shards), **draw(spans()))]
-    for shard, (its_pages, parts) in enumerate(shards):
-        if draw(unlucky):
-            events.append(failure(draw, Stage.PARSE, shard, 0))
-            continue
-        events.append(draw(shard_reports(shard, its_pages, parts)))
-        for part in range(parts):
-            events += draw(part_reports(shard, part, part_weight(its_pages, parts, part), unlucky))
-    return Log(events, succeeds=not any(isinstance(event, UnitFailed) for event in events))
+    plan = planned(pages=pages, shards=len(shards), **draw(spans()))
+    events, over = draw(reports(plan, unlucky))
+    for shard, (its_pages, parts) in enumerate(shards if over else []):
+        extraction, extracted = draw(reports(draw(shard_report(shard, its_pages, parts)), unlucky))
+        events += extraction
+        over = over and extracted
+        for part in range(parts if extracted else 0):
+            weight = part_weight(its_pages, parts, part)
+            tokens = draw(st.integers(0, 100))
+            done = part_embedded(shard=shard, part=part, weight=weight, tokens=tokens, **draw(spans()))
+            embedding, embedded = draw(reports(done, unlucky))
+            indexing, indexed = draw(
+                reports(part_indexed(shard=shard, part=part, weight=weight, **draw(spans())), unlucky)
+            )
+            events += embedding + (indexing if embedded else [])
+            over = over and embedded and indexed
+    failed = any(isinstance(event, UnitFailed) for event in events)
+    return Log(events, TaskStatus.FAILED if failed else TaskStatus.COMPLETED if over else TaskStatus.RUNNING)
 
 
 @st.composite
-def shard_reports(draw: st.DrawFn, shard: int, pages: int, parts: int) -> ShardExtracted:
+def reports(
+    draw: st.DrawFn,
+    done: DocumentPlanned | ShardExtracted | PartEmbedded | PartIndexed,
+    unlucky: st.SearchStrategy[bool],
+) -> tuple[list[TaskEvent], bool]:
+    """Draw what is reported of a unit, in any case something: its retries, then success or failure, if it has ended."""
+    unit = unit_of(done)
+    where = {"step": unit.step, "stage": unit.step.stage, "shard": unit.shard, "part": unit.part}
+    attempts = draw(st.integers(1, 3)) if draw(unlucky) else 0
+    retries: list[TaskEvent] = [
+        retry_scheduled(**where, attempt=n + 1, failed_at=draw(times), retry_at=draw(times)) for n in range(attempts)
+    ]
+    if draw(unlucky):
+        code, message = draw(st.sampled_from(["a", "b"])), draw(st.sampled_from(["one", "two"]))
+        return [*retries, unit_failed(**where, code=code, message=message, failed_at=draw(times))], False
+    if draw(unlucky) and retries:
+        return retries, False
+    return [*retries, done], True
+
+
+@st.composite
+def shard_report(draw: st.DrawFn, shard: int, pages: int, parts: int) -> ShardExtracted:
     without_text = draw(st.integers(0, pages - 1)) if parts else pages
     counts = {"characters": 100 * parts, "chunks": 10 * parts, "parts": parts}
     return shard_extracted(shard=shard, pages=pages, pages_without_text=without_text, **counts, **draw(spans()))
-
-
-@st.composite
-def part_reports(
-    draw: st.DrawFn, shard: int, part: int, weight: int, unlucky: st.SearchStrategy[bool]
-) -> list[TaskEvent]:
-    if draw(unlucky):
-        return [failure(draw, Stage.EMBED, shard, part)]
-    tokens = draw(st.integers(0, 100))
-    done = part_embedded(shard=shard, part=part, weight=weight, tokens=tokens, **draw(spans()))
-    if draw(unlucky):
-        return [done, failure(draw, Stage.INDEX, shard, part)]
-    return [done, part_indexed(shard=shard, part=part, weight=weight, **draw(spans()))]
 
 
 @st.composite
@@ -177,7 +200,8 @@ def test_a_task_is_completed_from_the_moment_when_everything_is_reported(case: t
     log, batches = case
     for count, state in enumerate(fold(batches)[1:], 1):
         seen = list(chain.from_iterable(batches[:count]))
-        everything = log.succeeds and all(event in seen for event in log.events)
+        work = [event for event in log.events if not isinstance(event, UnitRetryScheduled)]
+        everything = log.end == TaskStatus.COMPLETED and all(event in seen for event in work)
         assert (state.status == TaskStatus.COMPLETED) == everything
 
 
@@ -185,9 +209,8 @@ def test_a_task_is_completed_from_the_moment_when_everything_is_reported(case: t
 def test_a_task_ends_once_and_as_what_its_log_says(case: tuple[Log, Batches]) -> None:
     log, batches = case
     states = fold(batches)
-    assert states[-1].status == (TaskStatus.COMPLETED if log.succeeds else TaskStatus.FAILED)
-    over = [state.status for state in states if state.final]
-    assert len(set(over)) == 1
+    assert states[-1].status == log.end
+    assert {state.status for state in states if state.final} == {log.end} - {TaskStatus.RUNNING}
 
 
 @given(delivered_logs())
@@ -222,18 +245,18 @@ def test_the_row_adds_up_what_the_units_report(case: tuple[Log, Batches]) -> Non
 def test_times_are_the_earliest_start_and_the_latest_end(case: tuple[Log, Batches]) -> None:
     log, batches = case
     end = fold(batches)[-1]
-    starts = [event.started_at for event in log.events if not isinstance(event, UnitFailed)]
+    starts = [event.started_at for event in log.events if not isinstance(event, UnitFailed | UnitRetryScheduled)]
     parsed = [event.finished_at for event in log.events if isinstance(event, ShardExtracted)]
     indexed = [event.finished_at for event in log.events if isinstance(event, PartIndexed)]
     assert end.started_at == min(starts, default=None)
     assert end.parse_finished_at == max(parsed, default=None)
     assert end.index_finished_at == max(indexed, default=None)
-    if log.succeeds:
+    if log.end == TaskStatus.COMPLETED:
         embedded = [event.finished_at for event in log.events if isinstance(event, PartEmbedded)]
         assert end.completed_at == max(parsed + embedded + indexed)
 
 
-@given(logs().filter(lambda log: log.succeeds))
+@given(logs().filter(lambda log: log.end == TaskStatus.COMPLETED))
 def test_the_weights_of_a_completed_task_are_those_of_its_pages_in_every_stage(log: Log) -> None:
     end = fold([log.events])[-1]
     assert end.pages is not None
@@ -293,7 +316,7 @@ def test_the_first_event_starts_the_task() -> None:
 def test_a_failure_before_the_plan_fails_the_task_without_a_page_count() -> None:
     end = folded(unit_failed(stage=Stage.PARSE, code="pdf_encrypted", message="a password is needed"))
     assert (end.status, end.pages, end.progress) == (TaskStatus.FAILED, None, 0)
-    assert end.message == "failed to parse: a password is needed"
+    assert end.message(NOON) == "failed to parse: a password is needed"
 
 
 def test_a_failed_task_keeps_counting_what_gets_done_but_stays_failed() -> None:
@@ -333,17 +356,85 @@ def test_settling_tells_once_that_a_task_has_ended() -> None:
 
 def test_a_plan_and_a_first_shard_are_different_units() -> None:
     units = [unit_of(planned()), unit_of(shard_extracted()), unit_of(part_embedded()), unit_of(part_indexed())]
-    assert [unit.stage for unit in units] == ["plan", "parse", "embed", "index"]
-    assert all(unit.done for unit in units)
+    assert [unit.step for unit in units] == ["plan", "parse", "embed", "index"]
+    assert {unit.state for unit in units} == {UnitState.DONE}
 
 
 def test_a_failure_has_the_identity_of_the_unit_that_failed() -> None:
-    failed, done = unit_of(unit_failed(stage=Stage.INDEX, shard=3, part=2)), unit_of(part_indexed(shard=3, part=2))
-    assert (failed.stage, failed.shard, failed.part) == (done.stage, done.shard, done.part)
-    assert (failed.done, failed.started_at, failed.finished_at) == (False, None, after(3))
+    letter = DeadLetter(topic="chunks.embedded.dlq", partition=0, offset=7)
+    failed = unit_of(unit_failed(stage=Stage.INDEX, shard=3, part=2, run=4, dead_letter=letter))
+    done = unit_of(part_indexed(shard=3, part=2))
+    assert (failed.step, failed.shard, failed.part) == (done.step, done.shard, done.part)
+    assert (failed.state, failed.started_at, failed.finished_at) == (UnitState.FAILED, None, after(3))
+    assert (failed.run, failed.dead_letter) == (4, letter)
+
+
+def test_a_plan_that_failed_is_no_shard_that_failed() -> None:
+    units = [unit_of(unit_failed(stage=Stage.PARSE, step=step)).step for step in (Step.PLAN, Step.PARSE, None)]
+    assert units == [Step.PLAN, Step.PARSE, Step.PARSE]
 
 
 def test_the_plan_brings_pages_shards_and_metadata() -> None:
     event: DocumentPlanned = planned(pages=70, shards=2, metadata={"Title": "T"})
     end = folded(event)
-    assert (end.pages, end.shards, end.metadata) == (70, 2, {"Title": "T"})
+    assert (end.pages, end.shards, end.metadata, end.engine) == (70, 2, {"Title": "T"}, "pdfium")
+
+
+@given(delivered_logs())
+def test_every_retry_is_counted_once_and_the_one_that_is_due_next_is_shown(case: tuple[Log, Batches]) -> None:
+    log, batches = case
+    end = fold(batches)[-1]
+    retries = [event for event in log.events if isinstance(event, UnitRetryScheduled)]
+    ended = {_identity(event) for event in log.events if not isinstance(event, UnitRetryScheduled)}
+    last = {_identity(retry): retry for retry in retries}  # they were drawn in the order of their attempts
+    pending = [retry.retry_at for identity, retry in last.items() if identity not in ended]
+    assert end.retry_count == len(retries)
+    assert end.next_retry_at == (min(pending) if pending and not end.final else None)
+
+
+def _identity(event: TaskEvent) -> tuple[Step, int, int]:
+    if isinstance(event, UnitRetryScheduled):
+        return step_of(event), event.shard, event.part
+    unit = unit_of(event)
+    return unit.step, unit.shard, unit.part
+
+
+RETRY = retry_scheduled(part=2, parts=9, attempt=1, attempts=4, failed_at=after(3), retry_at=after(63))
+
+
+@pytest.mark.parametrize(
+    ("events", "work"),
+    [
+        ([planned(shards=1), RETRY], "embedding part 3/9"),
+        ([RETRY, planned(shards=1)], "embedding part 3/9"),
+        ([planned(shards=8), RETRY.model_copy(update={"shard": 1})], "embedding part 3/9 of shard 2/8"),
+        ([RETRY], "embedding part 3/9 of shard 1/?"),
+        ([planned(shards=1), RETRY.model_copy(update={"parts": None})], "embedding part 3/?"),
+        ([planned(shards=1), RETRY.model_copy(update={"stage": Stage.INDEX})], "indexing part 3/9"),
+        ([planned(shards=8), retry_scheduled(stage=Stage.PARSE, shard=1)], "parsing shard 2/8"),
+        ([retry_scheduled(stage=Stage.PARSE, step=Step.PLAN)], "reading the document"),
+    ],
+)
+def test_a_retry_is_told_in_words(events: list[TaskEvent], work: str) -> None:
+    end = folded(*events)
+    assert end.status == TaskStatus.RUNNING
+    assert end.message(after(3)) == f"{work} failed: rate limited; trying again in 60 s (2 of 4)"
+    assert end.message(after(62.5)) == f"{work} failed: rate limited; trying again in 1 s (2 of 4)"
+    assert end.message(after(63)) == f"{work} failed: rate limited; trying again now (2 of 4)"
+
+
+def test_a_long_reason_of_many_lines_is_told_in_one_short_line() -> None:
+    message = folded(RETRY.model_copy(update={"message": "no\n answer\t" + "x" * 2000})).message(after(3))
+    assert "failed: no answer xxx" in message
+    assert len(message) < 300
+
+
+def test_the_message_goes_back_to_the_work_once_the_retried_part_is_done() -> None:
+    end = folded(planned(shards=2), RETRY, part_embedded(part=2))
+    assert (end.next_retry_at, end.retry_count) == (None, 1)
+    assert end.message(after(3)).startswith("parsed 0 of 4 pages, embedded 1")
+
+
+def test_the_last_attempt_of_a_part_is_the_one_that_is_told() -> None:
+    second = RETRY.model_copy(update={"attempt": 2, "retry_at": after(200), "message": "away"})
+    assert folded(second, RETRY).message(after(190)).endswith("failed: away; trying again in 10 s (3 of 4)")

@@ -7,7 +7,6 @@ import pytest
 from typing_extensions import override
 
 from services.gateway.health import Component, Health, check_health
-from services.gateway.stages import FRESH, GROUPS, STUCK_AFTER, GroupState, StageState, StageWatch
 from services.gateway.stats import StageStats, _stage
 from shared.blobs import BlobStore
 from shared.database.durations import BUCKETS, Durations
@@ -15,6 +14,7 @@ from shared.database.pool import Pool
 from shared.errors import DependencyUnavailableError
 from shared.events import Stage
 from shared.settings import BlobSettings, KafkaSettings
+from shared.stages import FRESH, GROUPS, STUCK_AFTER, UNATTENDED_AFTER, GroupState, StageState, StageWatch
 from shared.topics import TRACK
 from tests.support.builders import NOON
 
@@ -124,7 +124,7 @@ async def test_a_stage_that_stands_still_is_not_well(tmp_path: Path) -> None:
 async def test_a_stage_of_two_groups_is_as_strong_as_its_weaker_one() -> None:
     watch = Watch()
     watch.seen |= {"documents.submitted": (3, 10, 0), "pages.requested": (1, 5, 0)}
-    assert (await watch.observe())["parse"] == StageState(members=1, waiting=15, stuck=False)
+    assert (await watch.observe())["parse"] == StageState(members=1, waiting=15)
 
 
 async def test_a_stage_is_stuck_once_its_work_has_waited_too_long_without_a_commit() -> None:
@@ -150,6 +150,32 @@ async def test_work_that_comes_after_a_long_silence_is_not_stuck_at_once() -> No
     assert not (await watch.at(timedelta(days=1) + FRESH).observe())["embed"].stuck
 
 
+async def test_a_stage_without_consumers_is_stuck_once_its_work_has_waited_for_longer_than_a_restart_takes() -> None:
+    watch = Watch()
+    watch.seen["chunks.extracted"] = (0, 7, 3)
+    for later in (timedelta(0), UNATTENDED_AFTER):
+        assert not (await watch.at(later).observe())["embed"].stuck
+    watch.seen["chunks.extracted"] = (1, 7, 3)
+    assert not (await watch.at(UNATTENDED_AFTER + FRESH).observe())["embed"].stuck
+    watch.seen["chunks.extracted"] = (0, 7, 3)
+    assert not (await watch.at(UNATTENDED_AFTER * 2).observe())["embed"].stuck
+    gone = await watch.at(UNATTENDED_AFTER * 2 + FRESH * 2).observe()
+    assert gone["embed"] == StageState(members=0, waiting=7, still_since=NOON)
+    watch.seen["chunks.extracted"] = (2, 7, 3)
+    assert (await watch.at(UNATTENDED_AFTER * 2 + FRESH * 3).observe())["embed"].stuck  # until they have done something
+    watch.seen["chunks.extracted"] = (2, 6, 4)
+    assert not (await watch.at(UNATTENDED_AFTER * 2 + FRESH * 4).observe())["embed"].stuck
+
+
+async def test_a_stage_without_consumers_is_not_stuck_while_it_has_no_work() -> None:
+    watch = Watch()
+    watch.seen["chunks.extracted"] = (0, 0, 3)
+    for later in (timedelta(0), timedelta(days=1)):
+        assert not (await watch.at(later).observe())["embed"].stuck
+    watch.seen["chunks.extracted"] = (0, 1, 3)
+    assert not (await watch.at(timedelta(days=1) + FRESH).observe())["embed"].stuck
+
+
 async def test_the_broker_is_not_asked_again_within_a_second() -> None:
     watch = Watch()
     for later in (timedelta(0), FRESH / 2, FRESH - timedelta(microseconds=1)):
@@ -170,7 +196,7 @@ async def test_a_failed_look_is_no_observation_but_is_not_repeated_at_once_eithe
     assert await watch.at(FRESH).observe()
 
 
-STATE = StageState(members=2, waiting=7, stuck=False)
+STATE = StageState(members=2, waiting=7)
 HISTOGRAM = Durations([1] * (len(BUCKETS) + 1), 12.5)
 
 
@@ -206,4 +232,4 @@ def test_a_stages_numbers_are_null_where_nobody_knows_them(
 
 def test_a_group_that_was_never_seen_has_moved_just_now() -> None:
     state = Watch()._state(GROUPS[0][0], members=1, waiting=5, committed=0, at=NOON)
-    assert state == GroupState(members=1, waiting=5, committed=0, moved_at=NOON)
+    assert state == GroupState(members=1, waiting=5, committed=0, moved_at=NOON, attended_at=NOON, still=False)

@@ -12,7 +12,7 @@ from services.gateway.hub import Frame, Hub, Slot, encode
 from shared.broker import Record
 from shared.events import TaskUpdated
 from shared.tasks import TaskStatus, update_of
-from tests.support.builders import OTHER_TASK, TASK, TasksInMemory, patience, record, row, updated
+from tests.support.builders import OTHER_TASK, TASK, TasksInMemory, after, patience, record, row, updated
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ async def test_nothing_remains_of_watchers_that_left(hub: Hub) -> None:
 
 
 def test_a_state_is_one_message_with_the_version_as_its_id() -> None:
-    frame = encode(updated(3, stages={"parse": {"done": 1}}))
+    frame = encode(updated(3, stages={"parse": {"done": 1}}, retry_count=2, next_retry_at=after(60)))
     [message] = messages(frame)
     assert (message["id"], frame.version, frame.final) == ("3", 3, False)
     assert "event" not in message
@@ -216,6 +216,8 @@ def test_a_state_is_one_message_with_the_version_as_its_id() -> None:
         "status": "running",
         "progress": 10,
         "message": "at work",
+        "retry_count": 2,
+        "next_retry_at": "2026-03-01T12:01:00Z",
         "stages": {"parse": {"done": 1}},
     }
 

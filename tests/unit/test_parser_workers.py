@@ -1,10 +1,8 @@
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,15 +13,15 @@ import pytest_asyncio
 from services.parser.chunking import TextChunk
 from services.parser.engines import Extraction, ParserOptions, Plan
 from services.parser.engines.options import MEBIBYTE
-from services.parser.shards import shards_of
 from services.parser.workers import Workers
 from shared.errors import DeadlineExceededError, PaperlaneError, PdfLimitError, WorkerLostError, error_code
+from shared.shards import shards_of
+from tests.support.hanging import children_of, ended, hanging_file, hung_reader
 from tests.support.odd_pdfs.samples import SAMPLES
 from tests.support.pdfs import ODD_PDFS, OddPdf
 
 _GOOD = SAMPLES / "05-13-pages.pdf"
 _PATIENCE = timedelta(seconds=30)  # for one odd file; the slowest takes 4 s on an idle machine
-_DEATH = timedelta(seconds=5)  # for a killed process to be gone
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -123,43 +121,34 @@ async def test_work_that_takes_too_long_is_killed_and_worth_another_try(odd_file
 
 @pytest.fixture
 def hanging(tmp_path: Path) -> Path:
-    """A file that hangs its reader in the operating system for ever."""
-    path = tmp_path / "hanging.pdf"
-    os.mkfifo(path)
-    return path
-
-
-@asynccontextmanager
-async def _hung_reader(hanging: Path) -> AsyncIterator[None]:
-    """Wait until a reader has opened the file, and keep it waiting until the end of the block."""
-    descriptor = await asyncio.to_thread(os.open, hanging, os.O_WRONLY)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _children(workers: Workers) -> list[psutil.Process]:
-    return [psutil.Process(pid) for pid in workers._pool._pool_manager.worker_manager.workers]
-
-
-async def _ended(processes: list[psutil.Process]) -> bool:
-    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, _DEATH.total_seconds())
-    return not alive
+    return hanging_file(tmp_path / "hanging.pdf")
 
 
 async def test_cancelling_the_task_kills_the_child_that_works_for_it(hanging: Path) -> None:
     workers = Workers(ParserOptions(workers=1))
     try:
         await workers.start()
-        children = _children(workers)
+        children = children_of(workers)
         task = asyncio.create_task(workers.begin(hanging))
-        async with _hung_reader(hanging):
+        async with hung_reader(hanging):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await _ended(children)
+            assert await ended(children)
         assert (await workers.begin(_GOOD))[0].pages == 13
+    finally:
+        await workers.aclose()
+
+
+async def test_a_child_has_one_task_at_a_time_and_the_others_wait_for_their_turn(hanging: Path) -> None:
+    workers = Workers(ParserOptions(workers=1, engine="pdfium", timeout=timedelta(seconds=0.5)))
+    try:
+        slow = asyncio.create_task(workers.begin(hanging))
+        async with hung_reader(hanging):
+            waiting = [asyncio.create_task(workers.begin(_GOOD)) for _ in range(2)]
+            with pytest.raises(DeadlineExceededError):
+                await slow
+            assert [plan.pages for plan, _ in await asyncio.gather(*waiting)] == [13, 13]
     finally:
         await workers.aclose()
 
@@ -167,13 +156,13 @@ async def test_cancelling_the_task_kills_the_child_that_works_for_it(hanging: Pa
 async def test_closing_the_pool_ends_its_children_and_whoever_waits(hanging: Path) -> None:
     workers = Workers(ParserOptions(workers=2))
     await workers.start()
-    children = _children(workers)
+    children = children_of(workers)
     task = asyncio.create_task(workers.begin(hanging))
-    async with _hung_reader(hanging):
+    async with hung_reader(hanging):
         await workers.aclose()
         with pytest.raises(WorkerLostError, match="shutting down"):
             await task
-        assert await _ended(children)
+        assert await ended(children)
     with pytest.raises(WorkerLostError, match="shutting down"):
         await workers.begin(_GOOD)
 
@@ -182,10 +171,10 @@ async def test_idle_children_that_are_killed_do_not_break_the_pool() -> None:
     workers = Workers(ParserOptions(workers=2))
     try:
         await workers.start()
-        children = _children(workers)
+        children = children_of(workers)
         for child in children:
             child.kill()
-        assert await _ended(children)
+        assert await ended(children)
         assert (await workers.begin(_GOOD))[0].pages == 13
     finally:
         await workers.aclose()
@@ -196,8 +185,8 @@ async def test_a_child_killed_at_work_is_no_fault_of_the_document(hanging: Path)
     try:
         await workers.start()
         task = asyncio.create_task(workers.begin(hanging))
-        async with _hung_reader(hanging):
-            _children(workers)[0].kill()
+        async with hung_reader(hanging):
+            children_of(workers)[0].kill()
             with pytest.raises(WorkerLostError, match="ended from outside"):
                 await task
     finally:
@@ -229,7 +218,7 @@ async def test_no_child_outlives_a_service_that_is_killed(hanging: Path, tmp_pat
     pids = await service.stdout.readline()
     children = [psutil.Process(int(pid)) for pid in pids.split()]
     assert len(children) == 2
-    async with _hung_reader(hanging):
+    async with hung_reader(hanging):
         service.kill()
-        assert await _ended(children)
+        assert await ended(children)
     await service.wait()

@@ -51,12 +51,13 @@ async def parts(model: Lengths) -> AsyncIterator[PartEmbedder]:
 
 async def test_a_part_leaves_with_its_vectors_and_is_reported(parts: PartEmbedder) -> None:
     begun = now()
-    source = extracted(["a", "bbb"], shard=2, part=3, weight=1500)
+    source = extracted(["a", "bbb"], shard=2, part=3, parts=9, weight=1500)
     part, report = await parts.embed(source)
     assert (part.topic, part.key) == ("chunks.embedded", f"{TASK}:2:3".encode())
     joined = ChunksEmbedded.model_validate_json(part.value or b"")
     assert joined.matrix().tolist() == [[1, 1], [3, 1]]
     assert (joined.model, joined.dimension, joined.chunks) == ("lengths", 2, source.chunks)
+    assert (joined.shard, joined.part, joined.parts) == (2, 3, 9)
     assert (report.topic, report.key) == ("task.events", str(TASK).encode())
     done = PartEmbedded.model_validate_json(report.value or b"")
     assert (done.task_id, done.shard, done.part, done.weight) == (TASK, 2, 3, 1500)

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from services.indexer.index import PartIndexer, version_of
 from shared.errors import DependencyUnavailableError, EmbeddingMismatchError
-from shared.events import DocumentCompleted, PartIndexed, chunk_id
+from shared.events import ChunksEmbedded, DocumentCompleted, PartIndexed, TaskCanceled, chunk_id
 from shared.vectors import Hit, StoredChunk
-from tests.support.builders import DOCUMENT, NOON, OWNER, TASK, embedded, patience
+from tests.support.builders import DOCUMENT, NOON, OTHER_TASK, OWNER, TASK, embedded, patience
 
 
 class Shelf:
@@ -35,14 +35,20 @@ class Shelf:
         self.chunks |= {chunk.chunk_id: chunk for chunk in chunks}
 
     async def retire(self, owner: str, document_id: UUID, before_version: int) -> int:
-        old = [
-            key
-            for key, chunk in self.chunks.items()
-            if (chunk.owner, chunk.document_id) == (owner, document_id) and chunk.version < before_version
-        ]
-        for key in old:
+        return self._remove(
+            lambda chunk: (chunk.owner, chunk.document_id) == (owner, document_id) and chunk.version < before_version
+        )
+
+    async def discard(self, owner: str, task_id: UUID) -> int:
+        return self._remove(lambda chunk: (chunk.owner, chunk.task_id) == (owner, task_id))
+
+    def _remove(self, condition: Callable[[StoredChunk], bool]) -> int:
+        if self.error is not None:
+            raise self.error
+        gone = [key for key, chunk in self.chunks.items() if condition(chunk)]
+        for key in gone:
             del self.chunks[key]
-        return len(old)
+        return len(gone)
 
     async def search(self, owner: str, vector: NDArray[np.float32], limit: int) -> list[Hit]:
         raise NotImplementedError(f"an indexer searches nothing: {owner}, {vector}, {limit}")
@@ -77,11 +83,11 @@ def completed(**changes: object) -> DocumentCompleted:
 async def test_a_part_is_stored_chunk_by_chunk_and_reported(parts: PartIndexer, store: Shelf) -> None:
     [report] = await parts.index(embedded(["one", "two"], shard=2, part=3, weight=1500))
     first, second = store.chunks.values()
-    assert first.chunk_id == chunk_id(DOCUMENT, "tiny", 2, 3, 0)
+    assert first.chunk_id == chunk_id(TASK, "tiny", 2, 3, 0)
     assert (first.text, first.first_page, first.last_page, first.filename) == ("one", 1, 1, "x.pdf")
     assert (first.owner, first.document_id, first.task_id) == (OWNER, DOCUMENT, TASK)
     assert first.version == round(NOON.timestamp() * 1_000_000)
-    assert (second.chunk_id, second.text) == (chunk_id(DOCUMENT, "tiny", 2, 3, 1), "two")
+    assert (second.chunk_id, second.text) == (chunk_id(TASK, "tiny", 2, 3, 1), "two")
     assert (first.vector.tolist(), second.vector.tolist()) == ([1, 0, 0, 0], [0, 1, 0, 0])
     assert (report.topic, report.key) == ("task.events", str(TASK).encode())
     done = PartIndexed.model_validate_json(report.value or b"")
@@ -93,6 +99,12 @@ async def test_a_part_that_comes_twice_is_there_once(parts: PartIndexer, store: 
     for _ in range(2):
         await parts.index(embedded(["one", "two"]))
     assert len(store.chunks) == 2
+
+
+async def test_two_tasks_of_a_document_have_chunks_of_their_own(parts: PartIndexer, store: Shelf) -> None:
+    for task_id in (TASK, OTHER_TASK):
+        await parts.index(embedded(["one", "two"], task_id=task_id))
+    assert sorted(chunk.text for chunk in store.chunks.values()) == ["one", "one", "two", "two"]
 
 
 async def test_parts_at_the_same_time_share_writes_of_the_configured_size(parts: PartIndexer, store: Shelf) -> None:
@@ -128,11 +140,34 @@ async def test_a_completed_document_takes_the_place_of_its_older_versions_only(
 ) -> None:
     newer = NOON + timedelta(microseconds=1)
     await parts.index(embedded(["old"], part=0))
+    await parts.index(embedded(["old, too"], part=0, task_id=OTHER_TASK))
     await parts.index(embedded(["new"], part=1, submitted_at=newer))
     await parts.index(embedded(["newest"], part=2, submitted_at=newer + timedelta(days=1)))
     await parts.index(embedded(["another's"], part=0, document_id=TASK))
     assert await parts.retire(completed(submitted_at=newer)) == []
     assert sorted(chunk.text for chunk in store.chunks.values()) == ["another's", "new", "newest"]
+
+
+@pytest.mark.parametrize(
+    "event", [TaskCanceled(task_id=TASK, document_id=DOCUMENT, owner=OWNER), embedded(["waits"], part=2)]
+)
+async def test_a_canceled_task_takes_what_was_indexed_of_it_along_and_nothing_else(
+    parts: PartIndexer, store: Shelf, event: TaskCanceled | ChunksEmbedded
+) -> None:
+    await parts.index(embedded(["one"], part=0))
+    await parts.index(embedded(["two"], part=1))
+    await parts.index(embedded(["another's"], task_id=OTHER_TASK))
+    for _ in range(2):
+        assert await parts.discard(event) == []
+        assert [chunk.text for chunk in store.chunks.values()] == ["another's"]
+
+
+async def test_a_removal_that_fails_is_told_to_the_runner(parts: PartIndexer, store: Shelf) -> None:
+    store.error = DependencyUnavailableError("the database does not answer")
+    with pytest.raises(DependencyUnavailableError):
+        await parts.discard(embedded())
+    with pytest.raises(DependencyUnavailableError):
+        await parts.retire(completed())
 
 
 @given(st.datetimes(datetime(2020, 1, 1), datetime(2200, 1, 1)))  # noqa: DTZ001  the zone is added below

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -5,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.broker import Record
+from shared.delays import LONGEST_DELAY
 from shared.errors import (
     EncryptedPdfError,
     PermanentError,
@@ -13,7 +15,7 @@ from shared.errors import (
     UndecodableRecordError,
     error_message,
 )
-from shared.kafka import Outgoing
+from shared.kafka import LARGEST_RECORD, Outgoing
 from shared.relay import due_at
 from shared.retry import LONGEST_WAIT, MAX_STACK_CHARACTERS, attempt_of, route
 from shared.settings import RETRY_DELAYS
@@ -98,7 +100,28 @@ def test_a_providers_wish_is_honoured_where_it_is_longer_than_the_delay(
 
 
 def test_a_record_never_waits_for_longer_than_its_topic_keeps_it() -> None:
-    assert LONGEST_WAIT + max(RETRY_DELAYS) < WORK_RETENTION
+    assert LONGEST_WAIT + LONGEST_DELAY < WORK_RETENTION
+
+
+@pytest.mark.parametrize("wish", [None, timedelta(seconds=600)])
+def test_jitter_lengthens_a_wait_by_up_to_its_share_of_the_delay_and_never_shortens_it(wish: timedelta | None) -> None:
+    error, least = RateLimitedError("slow down", retry_after=wish), wish or RETRY_DELAYS[0]
+    decisions = [route(record(b"{}"), error, topic=CHUNKS_EXTRACTED, now=NOON, jitter=0.5) for _ in range(200)]
+    waits = [decision.due_at - NOON for decision in decisions if decision.due_at]
+    assert least <= min(waits)
+    assert max(waits) <= least + RETRY_DELAYS[0] / 2
+    assert max(waits) - min(waits) > RETRY_DELAYS[0] / 4, "all came out alike"
+    assert {decision.record.topic for decision in decisions} == {"chunks.extracted.retry.60s"}
+
+
+def test_equal_delays_share_a_topic_and_still_count_as_two() -> None:
+    delays = (timedelta(seconds=5), timedelta(seconds=5))
+    current, topics = record(b"{}"), []
+    for attempt in range(2, 5):
+        decision = route(current, TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON, delays=delays)
+        topics.append(decision.record.topic.removeprefix("chunks.extracted."))
+        current = come_again(decision.record, attempt)
+    assert topics == ["retry.5s", "retry.5s", "dlq"]
 
 
 def test_a_retried_record_tells_where_it_came_from_and_what_happened() -> None:
@@ -149,9 +172,36 @@ def test_an_attempt_beyond_the_last_delay_is_a_dead_letter() -> None:
     assert route(source, TransientError("away"), topic=CHUNKS_EXTRACTED, now=NOON).due_at is None
 
 
-def test_a_record_without_key_and_value_can_be_sent_on() -> None:
-    dead = route(record(None, key=None), UndecodableRecordError("no"), topic=CHUNKS_EXTRACTED, now=NOON).record
-    assert (dead.key, dead.value) == (None, b"")  # no producer sends one with neither
+@pytest.mark.parametrize("error", [TransientError("away"), UndecodableRecordError("no")])
+@pytest.mark.parametrize(
+    "source",
+    [
+        record(bytes(3 << 20)),
+        record(b"{}", key=bytes(3 << 20)),
+        record(b"{}", headers=[("x", bytes(1 << 20)), ("x", bytes(1 << 20))]),
+    ],
+    ids=["value", "key", "headers"],
+)
+def test_of_a_record_that_no_topic_takes_the_dead_letter_tells_where_it_lies(source: Record, error: Exception) -> None:
+    decision = route(replace(source, offset=7), error, topic=CHUNKS_EXTRACTED, now=NOON)
+    dead = decision.record
+    assert (dead.topic, decision.due_at) == ("chunks.extracted.dlq", None)
+    assert (dead.key, dead.value) == (None, None)
+    headers = headers_of(dead)
+    assert (headers["origin-topic"], headers["origin-partition"], headers["origin-offset"]) == (
+        "chunks.extracted",
+        "0",
+        "7",
+    )
+    assert headers.keys() == OURS | {"error-stack"}
+
+
+def test_the_largest_record_of_a_work_topic_is_kept_whole_with_the_longest_reason() -> None:
+    source = record(bytes(1 << 20), headers=[("x", b"y" * 1000)])
+    reason = UndecodableRecordError("\U0001f600" * 10_000)
+    dead = route(source, reason, topic=CHUNKS_EXTRACTED, now=NOON).record
+    assert dead.value == source.value
+    assert len(dead.value or b"") + sum(len(value) for _, value in dead.headers) < LARGEST_RECORD
 
 
 @pytest.mark.parametrize(
@@ -203,7 +253,7 @@ def test_key_bytes_and_foreign_headers_survive_and_ours_are_there_once(
     decision = route(source, error, topic=CHUNKS_EXTRACTED, now=now)
     again = route(come_again(decision.record, attempt + 1), error, topic=CHUNKS_EXTRACTED, now=now)
     for outgoing in (decision.record, again.record):
-        assert (outgoing.key, outgoing.value) == (key, b"" if key is None and value is None else value)
+        assert (outgoing.key, outgoing.value) == (key, value)
         assert list(outgoing.headers[: len(headers)]) == headers
         ours = [name for name, _ in outgoing.headers[len(headers) :]]
         assert len(ours) == len(set(ours))

@@ -9,10 +9,19 @@ from services.embedder.config import EmbedderSettings
 from services.gateway.config import GatewaySettings
 from services.indexer.config import IndexerSettings
 from services.parser.config import ParserSettings
+from services.parser.handlers import BATCH
 from services.tracker.config import TrackerSettings
+from shared.broker import MAX_POLL_INTERVAL
+from shared.deadline import CLEANUP_TIMEOUT
 from shared.settings import DatabaseSettings, EmbeddingSettings, KafkaSettings, LogSettings
 
-SERVICES = [GatewaySettings, ParserSettings, EmbedderSettings, IndexerSettings, TrackerSettings]
+SERVICES: list[type[BaseSettings]] = [
+    GatewaySettings,
+    ParserSettings,
+    EmbedderSettings,
+    IndexerSettings,
+    TrackerSettings,
+]
 NEEDED = {"DATABASE_URL": "postgresql://user:secret@db:5432/paperlane", "BLOB_URL": "file:///blobs"}
 
 
@@ -98,9 +107,21 @@ def test_settings_do_not_change_while_a_service_runs() -> None:
         ("SSE_HEARTBEAT", "-1", "greater than"),
         ("SSE_HEARTBEAT", "inf", "a number of seconds"),
         ("SSE_HEARTBEAT", "nan", "a number of seconds"),
-        ("RETRY_DELAYS", "60;120", "whole seconds above 0, separated by commas"),
-        ("RETRY_DELAYS", "0", "whole seconds above 0"),
-        ("RETRY_DELAYS", "²", "whole seconds above 0"),
+        ("RETRY_DELAYS", "60;120", "'60;120' is wrong: give whole seconds above 0, separated by commas"),
+        ("RETRY_DELAYS", "60,0", "'0' is wrong: give whole seconds above 0"),
+        ("RETRY_DELAYS", "²", "'²' is wrong"),
+        ("RETRY_DELAYS", "-60", "'-60' is wrong"),
+        ("RETRY_DELAYS", "60,86401", "86401 s is too long: give 86400, a day, at most"),
+        ("RETRY_DELAYS", ",".join(["60"] * 21), "more than 20 delays are too many"),
+        ("RETRY_DELAYS", "base=60,factor=2", "must name base, factor and count, each once: give .* base=60,factor=2"),
+        ("RETRY_DELAYS", "base=60,factor=2,count=3,count=4", "each once"),
+        ("RETRY_DELAYS", "base=60,factor=2,times=3", "base=60, factor=2, times=3 must name base, factor and count"),
+        ("RETRY_DELAYS", "60,factor=2,count=3", "each once"),
+        ("RETRY_DELAYS", "base=60,factor=1.5,count=3", "'1.5' is wrong: give whole seconds above 0"),
+        ("RETRY_DELAYS", "base=60,factor=2,count=1000000000", "more than 20 delays are too many"),
+        ("RETRY_DELAYS", "base=60,factor=2,count=12", "122880 s is too long"),
+        ("RETRY_JITTER", "1.1", "less than or equal to 1"),
+        ("RETRY_JITTER", "-0.1", "greater than or equal to 0"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_would_be_right(
@@ -120,17 +141,73 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(
     ],
 )
 def test_times_are_written_in_seconds(bare: pytest.MonkeyPatch, text: str, wait: timedelta) -> None:
-    given(bare, **NEEDED, SSE_HEARTBEAT=text, PARSER_TIMEOUT=text)
+    given(bare, **NEEDED, SSE_HEARTBEAT=text, PARSER_TIMEOUT=text, UNIT_TIMEOUT="0.1")
     assert GatewaySettings().sse_heartbeat == wait
     assert ParserSettings().options.timeout == wait
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5", [5]), ("1, 2,3", [1, 2, 3]), ("", [60, 120, 240]), (",", list[int]())]
+    ("text", "seconds"),
+    [
+        ("5", [5]),
+        ("1, 2,3", [1, 2, 3]),
+        ("60,60", [60, 60]),
+        ("", [60, 120, 240]),
+        (",", list[int]()),
+        ("base=60,factor=2,count=3", [60, 120, 240]),
+        (" count = 2, base = 5 , factor = 1 ", [5, 5]),
+    ],
 )
-def test_retry_delays_are_seconds_separated_by_commas(bare: pytest.MonkeyPatch, text: str, seconds: list[int]) -> None:
+def test_retry_delays_are_seconds_one_by_one_or_a_series(
+    bare: pytest.MonkeyPatch, text: str, seconds: list[int]
+) -> None:
     given(bare, RETRY_DELAYS=text)
     assert KafkaSettings().retry_delays == tuple(timedelta(seconds=each) for each in seconds)
+
+
+@pytest.mark.parametrize("unit", ["300", "270.5"])
+def test_a_child_is_killed_only_after_its_unit_could_stop_by_itself(bare: pytest.MonkeyPatch, unit: str) -> None:
+    given(bare, **NEEDED, PARSER_TIMEOUT="270.5", UNIT_TIMEOUT=unit)
+    with pytest.raises(ValidationError, match=rf"PARSER_TIMEOUT=270\.5 must be longer than UNIT_TIMEOUT={unit}"):
+        ParserSettings()
+
+
+def test_the_longest_batch_stays_within_the_time_that_a_consumer_may_take(bare: pytest.MonkeyPatch) -> None:
+    given(bare, **NEEDED, PARSER_TIMEOUT="3601")
+    with pytest.raises(ValidationError, match="less than or equal to 1 hour"):
+        ParserSettings()
+    steps = 2  # of the parser, each with a batch of its own, which may have to go through one child
+    assert steps * BATCH * (timedelta(hours=1) + CLEANUP_TIMEOUT) < MAX_POLL_INTERVAL
+
+
+def test_a_wrong_setting_shows_no_password_of_another(bare: pytest.MonkeyPatch) -> None:
+    given(bare, **NEEDED, EMBEDDER="openai")
+    with pytest.raises(ValidationError, match="OPENAI_API_KEY") as caught:
+        GatewaySettings()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("GRACE_PERIOD", "0", "greater than"),
+        ("DEAD_LETTER_CAP", "0", "greater than 0"),
+        ("DEAD_LETTER_CAP", "1.5", "less than or equal to 1"),
+        ("STALL_LIMIT", "270", "STALL_LIMIT=270 must be longer than UNIT_TIMEOUT=270, the time of one unit"),
+    ],
+)
+def test_what_a_worker_cannot_work_with_is_refused(
+    bare: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    given(bare, **{name: value})
+    with pytest.raises(ValidationError, match=reason):
+        EmbedderSettings()
+
+
+def test_a_worker_waits_longer_for_a_stall_than_for_a_unit_by_default(bare: pytest.MonkeyPatch) -> None:
+    settings = EmbedderSettings()
+    assert settings.stall_limit > settings.unit_timeout + CLEANUP_TIMEOUT
+    assert 2 * settings.stall_limit < MAX_POLL_INTERVAL
 
 
 def test_openai_needs_a_key(bare: pytest.MonkeyPatch) -> None:

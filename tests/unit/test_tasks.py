@@ -1,12 +1,13 @@
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.events import PAGE_WEIGHT, DocumentSubmitted, Stage, TaskUpdated
-from shared.tasks import FINAL, STAGE_SHARES, TaskRow, TaskStatus, public_task, submitted, update_of
+from shared.events import PAGE_WEIGHT, DocumentSubmitted, Stage, TaskCanceled, TaskUpdated
+from shared.tasks import FINAL, STAGE_SHARES, TaskRow, TaskStatus, canceled, public_task, submitted, update_of
 from tests.support.builders import DOCUMENT, NOON, OWNER, SHA256, TASK, after, row
 
 
@@ -27,6 +28,12 @@ def at_work(**changes: Any) -> TaskRow:
         "parse_finished_at": after(2),
     }
     return row(**state | changes)
+
+
+def retrying(**changes: Any) -> TaskRow:
+    """Return a task of which a part waits for its second attempt."""
+    retry = {"retry_count": 1, "next_retry_at": after(30), "retry_attempt": 2, "retry_attempts": 4}
+    return at_work(**{"retry_message": "parsing shard 2/2 failed: away"} | retry | changes)
 
 
 def completed(**changes: Any) -> TaskRow:
@@ -96,6 +103,13 @@ def test_more_work_done_never_means_less_progress(
         (row(), "waiting for a parser"),
         (row(status="running"), "parsed 0 of ? pages, embedded 0 and indexed 0 of ? parts"),
         (at_work(), "parsed 5 of 10 pages, embedded 2 and indexed 1 of ? parts"),
+        (retrying(), "parsing shard 2/2 failed: away; trying again in 30 s (2 of 4)"),
+        (
+            retrying(next_retry_at=NOON - timedelta(hours=1)),
+            "parsing shard 2/2 failed: away; trying again now (2 of 4)",
+        ),
+        (retrying(next_retry_at=None), "parsed 5 of 10 pages, embedded 2 and indexed 1 of ? parts"),
+        (retrying(status="canceled"), "canceled"),
         (at_work(parse_done=2, parse_weight=10_000), "parsed 10 of 10 pages, embedded 2 and indexed 1 of 3 parts"),
         (completed(), "completed: 10 pages, 12 chunks"),
         (failed(), "failed to parse: a password is needed"),
@@ -103,7 +117,7 @@ def test_more_work_done_never_means_less_progress(
     ],
 )
 def test_the_message_says_what_happens_now(task: TaskRow, message: str) -> None:
-    assert task.message == message
+    assert task.message(NOON) == message
 
 
 def test_a_task_is_complete_only_once_every_stage_has_reported_everything() -> None:
@@ -115,8 +129,9 @@ def test_a_task_is_complete_only_once_every_stage_has_reported_everything() -> N
 
 
 def test_a_task_is_shown_with_what_was_uploaded() -> None:
-    task = public_task(at_work(version=7, metadata={"Title": "T"}, retry_count=2))
+    task = public_task(retrying(version=7, metadata={"Title": "T"}, retry_count=2))
     assert (task.task_id, task.version, task.status, task.progress) == (TASK, 7, TaskStatus.RUNNING, 29)
+    assert task.next_retry_at == after(30)
     assert (task.params.filename, task.params.size, task.params.sha256) == ("x.pdf", 1234, SHA256)
     assert (task.metadata, task.retry_count, task.created_at) == ({"Title": "T"}, 2, NOON)
     assert (task.result, task.error) == (None, None)
@@ -161,17 +176,21 @@ def test_a_completed_task_shows_no_error_though_a_unit_failed_late() -> None:
     assert public_task(completed(error_code="x", error_stage="index", failed_at=after(20))).error is None
 
 
-@pytest.mark.parametrize("task", [row(), at_work(), completed(), failed(), row(status="canceled")])
+@pytest.mark.parametrize("task", [row(), at_work(), retrying(), completed(), failed(), row(status="canceled")])
 def test_an_update_says_the_same_as_the_api(task: TaskRow) -> None:
-    update = TaskUpdated.model_validate_json(update_of(task).model_dump_json())
-    shown = public_task(task).model_dump(mode="json")
-    for name in ("task_id", "version", "status", "progress", "message", "stages", "result", "error"):
-        assert update.model_dump(mode="json")[name] == shown[name]
+    update = TaskUpdated.model_validate_json(update_of(task, lambda: NOON).model_dump_json())
+    told = update.model_dump(mode="json", exclude={"schema_version"})
+    shown = public_task(task, lambda: NOON).model_dump(mode="json")
+    assert told == {name: shown[name] for name in told}
 
 
 def test_a_row_is_made_of_a_record_with_all_columns() -> None:
     record = {field.name: getattr(completed(), field.name) for field in fields(TaskRow)}
     assert TaskRow(**record) == completed()
+
+
+def test_a_task_that_was_canceled_is_told_to_all_who_work_for_it() -> None:
+    assert canceled(row(status="canceled")) == TaskCanceled(task_id=TASK, document_id=DOCUMENT, owner=OWNER)
 
 
 def test_a_task_enters_the_pipeline_as_what_was_uploaded() -> None:

@@ -7,7 +7,7 @@ from aiokafka.admin import NewTopic
 from aiokafka.errors import InvalidReplicationFactorError
 
 from shared.errors import MAX_MESSAGE_CHARACTERS
-from shared.events import Stage
+from shared.events import Stage, Step
 from shared.retry import MAX_STACK_CHARACTERS
 from shared.settings import RETRY_DELAYS, KafkaSettings
 from shared.topics import (
@@ -65,8 +65,9 @@ def test_other_delays_make_other_topics() -> None:
     assert "chunks.extracted.retry.60s" not in new_topics(timedelta(seconds=5))
 
 
-def test_names_are_unique_and_legal_in_kafka() -> None:
-    names = [topic.name for topic in declared(SETTINGS)]
+@pytest.mark.parametrize("delays", [RETRY_DELAYS, (timedelta(seconds=60), timedelta(seconds=60))])
+def test_names_are_unique_and_legal_in_kafka(delays: tuple[timedelta, ...]) -> None:
+    names = [topic.name for topic in declared(SETTINGS.model_copy(update={"retry_delays": delays}))]
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) for name in names)
 
@@ -105,6 +106,12 @@ def test_delays_grow() -> None:
 def test_every_stage_of_a_task_has_work_and_only_the_tracker_another_one() -> None:
     assert {topic.stage for topic in TOPICS} == {*Stage, TRACK}
     assert {topic.name for topic in TOPICS if topic.stage == TRACK} == {TASK_EVENTS.name, TASK_UPDATES.name}
+
+
+def test_every_step_is_asked_for_on_one_topic_which_is_its_stages() -> None:
+    asking = [topic for topic in TOPICS if topic.step]
+    assert sorted(topic.step or "" for topic in asking) == sorted(Step)
+    assert all(topic.step and topic.step.stage == topic.stage for topic in asking)
 
 
 def test_no_two_topics_share_a_group() -> None:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
 
-from services.gateway import uploads as uploads_module
+from services.gateway import outbox as outbox_module
 from services.gateway.forms import FormFile
+from services.gateway.outbox import Outbox
 from services.gateway.problems import FileMissingError, MalformedUploadError, UploadTooLargeError
 from services.gateway.uploads import PIECE, Intake, Uploads
 from shared.blobs import BlobStore
+from shared.database.pool import NoConnectionError
 from shared.errors import DependencyUnavailableError, NotAPdfError
 from shared.events import DocumentSubmitted, document_id
 from shared.pdf import HEADER_WINDOW
@@ -124,7 +126,8 @@ class Door:
         self.tasks = TasksInMemory()
         self.publisher = RecordingPublisher()
         blobs = BlobStore(BlobSettings(blob_url=f"file://{folder}"))
-        self.uploads = Uploads(blobs, self.tasks, self.publisher, max_bytes=LIMIT, clock=lambda: NOON)
+        self.outbox = Outbox(self.tasks, self.publisher, clock=lambda: NOON)
+        self.uploads = Uploads(blobs, self.tasks, self.outbox, max_bytes=LIMIT, clock=lambda: NOON)
 
     async def upload(self, body: Iterable[bytes] | AsyncIterator[bytes], content_type: str = CONTENT_TYPE) -> UUID:
         pieces = body if isinstance(body, AsyncIterator) else arriving(body)
@@ -140,7 +143,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     door = Door(tmp_path / "blobs")
     yield door
     door.publisher.gate.set()
-    await door.uploads.aclose()
+    await door.outbox.aclose()
 
 
 async def test_an_upload_is_a_blob_and_a_pending_row(door: Door) -> None:
@@ -168,7 +171,7 @@ async def test_the_same_bytes_twice_are_two_tasks_of_one_document(door: Door) ->
 
 async def test_an_upload_is_published_and_leaves_the_outbox(door: Door) -> None:
     task_id = await door.upload([file_part(PDF) + END])
-    await door.uploads.aclose()
+    await door.outbox.aclose()
     [sent] = door.publisher.published
     assert (sent.topic, sent.key) == ("documents.submitted", str(task_id).encode())
     assert DocumentSubmitted.model_validate_json(sent.value or b"") == submitted(door.tasks.rows[task_id])
@@ -203,15 +206,22 @@ async def test_nothing_remains_of_an_upload_that_was_refused(
 ) -> None:
     with pytest.raises(error):
         await door.upload(body())
-    await door.uploads.aclose()
+    await door.outbox.aclose()
     assert (door.files(), door.tasks.rows, door.publisher.published) == ([], {}, [])
 
 
 async def test_nothing_remains_of_an_upload_whose_row_could_not_be_written(door: Door) -> None:
-    door.tasks.error = DependencyUnavailableError("the database does not answer")
+    door.tasks.error = NoConnectionError("the database does not answer")
     with pytest.raises(DependencyUnavailableError, match="database"):
         await door.upload([file_part(PDF) + END])
     assert (door.files(), door.publisher.published) == ([], [])
+
+
+async def test_the_blob_of_an_upload_whose_row_may_have_been_written_stays(door: Door) -> None:
+    door.tasks.error = DependencyUnavailableError("the database broke off")
+    with pytest.raises(DependencyUnavailableError, match="broke off"):
+        await door.upload([file_part(PDF) + END])
+    assert len(door.files()) == 1
 
 
 async def test_nothing_remains_of_an_upload_that_was_cancelled(door: Door) -> None:
@@ -250,27 +260,45 @@ async def test_a_publish_that_hangs_does_not_delay_the_answer(door: Door) -> Non
     assert task_id in door.tasks.rows
     assert door.tasks.dispatched == {}
     door.publisher.gate.set()
-    await door.uploads.aclose()
+    await door.outbox.aclose()
     assert door.tasks.dispatched == {task_id: NOON}
 
 
 async def test_a_publish_that_hangs_is_left_to_the_dispatcher(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads_module, "PUBLISH_DEADLINE", timedelta(milliseconds=1))
+    monkeypatch.setattr(outbox_module, "PUBLISH_DEADLINE", timedelta(milliseconds=1))
     door.publisher.gate.clear()
     with capture_logs() as lines:
         task_id = await door.upload([file_part(PDF) + END])
         async with patience():
-            await door.uploads.aclose()
-    assert [(line["event"], line["task_id"]) for line in lines] == [("upload left to the dispatcher", str(task_id))]
+            await door.outbox.aclose()
+    [line] = lines
+    assert (line["event"], line["task_id"], line["status"]) == ("left to the dispatcher", str(task_id), "pending")
     assert (door.tasks.dispatched, door.publisher.published) == ({}, [])
     assert len(door.files()) == 1
+
+
+async def test_a_producer_that_could_not_publish_is_given_no_more_until_the_broker_answers(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "PUBLISH_DEADLINE", timedelta(milliseconds=1))
+    door.publisher.gate.clear()
+    for asked in (True, False):
+        door.publisher.asked.clear()
+        await door.upload([file_part(PDF) + END])
+        await door.outbox.aclose()
+        assert door.publisher.asked.is_set() == asked
+    door.publisher.gate.set()
+    monkeypatch.undo()
+    task_id = await door.upload([file_part(PDF) + END])
+    await door.outbox.aclose()
+    assert door.tasks.dispatched == {task_id: NOON}
 
 
 @pytest.mark.parametrize("error", [KafkaTimeoutError(), DependencyUnavailableError("not connected to Kafka yet")])
 async def test_a_publish_that_fails_is_left_to_the_dispatcher(door: Door, error: Exception) -> None:
     door.publisher.error = error
     task_id = await door.upload([file_part(PDF) + END])
-    await door.uploads.aclose()
+    await door.outbox.aclose()
     assert list(door.tasks.rows) == [task_id]
     assert door.tasks.dispatched == {}
 

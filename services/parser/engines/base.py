@@ -21,7 +21,13 @@ _METADATA_KEYS = ("Title", "Author", "Subject", "Keywords", "Creator", "Producer
 _METADATA_LENGTH = 1000  # characters; enough for a title or an abstract, and it travels in an event
 
 # Of two refusals the one further left tells a user more.
-_TELLING = (EncryptedPdfError, PdfLimitError, NotAPdfError, CorruptPdfError, EmptyPdfError)
+_TELLING: tuple[type[PermanentError], ...] = (
+    EncryptedPdfError,
+    PdfLimitError,
+    NotAPdfError,
+    CorruptPdfError,
+    EmptyPdfError,
+)
 
 
 class Document(Protocol):

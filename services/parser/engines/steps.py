@@ -18,10 +18,10 @@ from services.parser.engines import base
 from services.parser.engines.options import EngineName, ParserOptions
 from services.parser.engines.pdfium import PdfiumDocument
 from services.parser.engines.pypdf import PypdfDocument
-from services.parser.shards import shards_of
 from services.parser.text import normalise
 from shared.errors import PermanentError
 from shared.pdf import HEADER_WINDOW, check_header
+from shared.shards import shards_of
 
 SECOND_OPINION_BUDGET = timedelta(seconds=45)
 """Processor time that pypdf may take for the pages of one shard on which pdfium found no text. Enough for a shard

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.parser.shards import SHARD_PAGES, shards_of
+from shared.shards import SHARD_PAGES, shards_of
 
 
 @given(st.integers(1, 20_000))

@@ -28,6 +28,9 @@ LOOK_TIMEOUT = timedelta(seconds=5)
 STUCK_AFTER = timedelta(minutes=6)
 """Work that waits while nothing is committed for this long is stuck; a single unit may take 5 minutes."""
 
+UNATTENDED_AFTER = timedelta(minutes=1)
+"""Work that waits for this long while nobody is there to take it up is stuck too; a restart takes seconds."""
+
 GROUPS = tuple((topic, topic.group) for topic in TOPICS if topic.group)
 
 
@@ -39,12 +42,19 @@ class GroupState:
     ----------
     moved_at
         When it last committed something, or nothing waited for it.
+    attended_at
+        When it last had members, committed something, or nothing waited for it.
+    still
+        Whether it has not moved for `STUCK_AFTER`, or not been attended for `UNATTENDED_AFTER`; that is over when it
+        moves, not when somebody comes.
     """
 
     members: int
     waiting: int
     committed: int
     moved_at: datetime
+    attended_at: datetime
+    still: bool
 
 
 @dataclass(frozen=True)
@@ -57,13 +67,18 @@ class StageState:
         Of the group that has fewest.
     waiting
         Records, in all groups.
-    stuck
-        Whether work waits in a group that has not moved for `STUCK_AFTER`.
+    still_since
+        Since when a group of it that stands still has committed nothing; None where none does.
     """
 
     members: int
     waiting: int
-    stuck: bool
+    still_since: datetime | None = None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a group of it stands still."""
+        return self.still_since is not None
 
 
 class StageWatch:
@@ -96,11 +111,10 @@ class StageWatch:
 
     def _stage(self, stage: str) -> StageState:
         groups = [self._groups[topic.name] for topic, _ in GROUPS if topic.stage == stage]
-        still = self._clock() - STUCK_AFTER
         return StageState(
             members=min(group.members for group in groups),
             waiting=sum(group.waiting for group in groups),
-            stuck=any(group.waiting and group.moved_at < still for group in groups),
+            still_since=min((group.moved_at for group in groups if group.still), default=None),
         )
 
     async def _look(self, at: datetime) -> None:
@@ -133,8 +147,11 @@ class StageWatch:
 
     def _state(self, topic: Topic, members: int, waiting: int, committed: int, at: datetime) -> GroupState:
         known = self._groups.get(topic.name)
-        moved_at = known.moved_at if known and known.waiting and known.committed == committed else at
-        return GroupState(members, waiting, committed, moved_at)
+        if known is None or not known.waiting or known.committed != committed:
+            return GroupState(members, waiting, committed, at, at, still=False)
+        attended_at = at if members else known.attended_at
+        still = at - known.moved_at > STUCK_AFTER or at - attended_at > UNATTENDED_AFTER
+        return GroupState(members, waiting, committed, known.moved_at, attended_at, still=known.still or still)
 
     async def _connected(self) -> tuple[AIOKafkaAdminClient, AIOKafkaConsumer]:
         if self._clients is None:
