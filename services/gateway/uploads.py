@@ -22,6 +22,7 @@ from shared.topics import DOCUMENTS_SUBMITTED
 PIECE = 1024 * 1024
 """Bytes handed to the blob store at once; each hand-over costs a switch between Python and the store's threads."""
 
+
 class Intake:
     """What is learnt of a file while it streams by: its size, its hash, and whether it is a PDF at all."""
 

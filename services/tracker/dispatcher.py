@@ -8,6 +8,7 @@ import structlog
 
 from services.tracker import lost
 from services.tracker.fold import UnitState, settle
+from services.tracker.records import cancellation, retirement, update
 from services.tracker.store import await_retries, superseding, write_tasks
 from shared.clock import Clock, now
 from shared.database.durations import count_durations, task_durations
@@ -16,8 +17,7 @@ from shared.dead_letters import DeadLetters, replayed
 from shared.events import DeadLetter
 from shared.kafka import Outgoing, Publisher
 from shared.settings import KafkaSettings
-from shared.tasks import TaskRow, TaskStatus, canceled, completed, update_of
-from shared.topics import DOCUMENTS_COMPLETED, TASK_CONTROL, TASK_UPDATES
+from shared.tasks import TaskRow, TaskStatus
 
 GRACE = timedelta(seconds=5)
 """A row younger than this is still in its gateway's hands, whose own deadline for publishing is shorter."""
@@ -75,7 +75,7 @@ class Dispatcher:
             case TaskStatus.PENDING:
                 return [lost.document(task)]
             case TaskStatus.CANCELED:
-                return [Outgoing.of(TASK_CONTROL.name, str(task.task_id), canceled(task)), _update(task)]
+                return [cancellation(task), update(task)]
             case TaskStatus.RUNNING if task.replays:
                 return await self._replay(connection, task)
             case TaskStatus.RUNNING | TaskStatus.COMPLETED | TaskStatus.FAILED:
@@ -94,9 +94,7 @@ class Dispatcher:
         task.updated_at = self._clock()
         await await_retries(connection, [task])
         await write_tasks(connection, [task])
-        newest = await superseding(connection, [task])
-        retirements = [Outgoing.of(DOCUMENTS_COMPLETED.name, str(n.document_id), completed(n)) for n in newest]
-        return [*records, *retirements, _update(task)]
+        return [*records, *map(retirement, await superseding(connection, [task])), update(task)]
 
     async def _again(self, task: TaskRow, units: Iterable[asyncpg.Record]) -> list[Outgoing]:
         """Return the dead letters of failed units as first attempts; what Kafka has no longer is made again."""
@@ -105,7 +103,8 @@ class Dispatcher:
             for unit in units:
                 position = _dead_letter(unit)
                 letter = await letters.read(position) if position else None
-                records.append(replayed(letter, unit["run"]) if letter else lost.unit(task, unit))
+                kept = letter and letter.value  # it is empty where the record was too large to be kept
+                records.append(replayed(letter, unit["run"]) if letter and kept else lost.unit(task, unit))
         return records
 
 
@@ -115,7 +114,3 @@ def _dead_letter(unit: asyncpg.Record) -> DeadLetter | None:
     return DeadLetter(
         topic=unit["dead_letter_topic"], partition=unit["dead_letter_partition"], offset=unit["dead_letter_offset"]
     )
-
-
-def _update(task: TaskRow) -> Outgoing:
-    return Outgoing.of(TASK_UPDATES.name, str(task.task_id), update_of(task))

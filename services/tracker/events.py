@@ -6,6 +6,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
+from services.tracker.records import cancellation, retirement, update
 from services.tracker.store import Folded, TaskStore
 from shared.breaker import DEAD_LETTER_CAP, Breaker
 from shared.broker import Record
@@ -14,8 +15,7 @@ from shared.errors import DependencyUnavailableError, UndecodableRecordError
 from shared.events import TASK_EVENT, TaskEvent
 from shared.kafka import Outgoing, Publisher
 from shared.retry import route
-from shared.tasks import canceled, completed, update_of
-from shared.topics import DOCUMENTS_COMPLETED, TASK_CONTROL, TASK_EVENTS, TASK_UPDATES
+from shared.topics import TASK_EVENTS
 
 logger = structlog.stdlib.get_logger()
 
@@ -80,9 +80,6 @@ class EventFolder:
 
 
 def _consequences(folded: Folded) -> Iterator[Outgoing]:
-    for task in folded.tasks:
-        yield Outgoing.of(TASK_UPDATES.name, str(task.task_id), update_of(task))
-    for task in folded.superseding:
-        yield Outgoing.of(DOCUMENTS_COMPLETED.name, str(task.document_id), completed(task))
-    for task in folded.canceled:
-        yield Outgoing.of(TASK_CONTROL.name, str(task.task_id), canceled(task))
+    yield from map(update, folded.tasks)
+    yield from map(retirement, folded.superseding)
+    yield from map(cancellation, folded.canceled)

@@ -12,14 +12,14 @@ import structlog
 
 from services.tracker import lost
 from services.tracker.fold import settle
-from services.tracker.store import write_tasks
+from services.tracker.records import retirement, update
+from services.tracker.store import superseding, write_tasks
 from shared.clock import Clock, now
 from shared.database.durations import count_durations, task_durations
 from shared.database.pool import Connection, Pool, acquire
 from shared.events import Stage
-from shared.kafka import Outgoing, Publisher
-from shared.tasks import TaskRow, update_of
-from shared.topics import TASK_UPDATES
+from shared.kafka import Publisher
+from shared.tasks import TaskRow
 
 CLOCK_MARGIN = timedelta(seconds=10)
 """How far the clocks of two machines may differ; records carry the time of whoever wrote them."""
@@ -121,7 +121,8 @@ class Watchdog:
             failed = [task for task in tasks if not _may_go_again(task)]
             await self._dispatch(connection, again)
             await self._fail(connection, failed)
-        await self._publisher.publish(Outgoing.of(TASK_UPDATES.name, str(t.task_id), update_of(t)) for t in failed)
+            newest = await superseding(connection, failed)
+        await self._publisher.publish([*map(update, failed), *map(retirement, newest)])
         return len(tasks)
 
     async def _dispatch(self, connection: Connection, tasks: list[TaskRow]) -> None:

@@ -96,9 +96,9 @@ def _marked(content: bytes, copy: int) -> bytes:
 
 
 MIX: dict[Callable[[int], Document] | None, int] = {
-    lambda copy: good(1, copy): 44,
+    lambda copy: good(1, copy): 38,
     lambda copy: good(3, copy): 22,
-    lambda copy: good(200, copy): 4,
+    lambda copy: good(200, copy): 10,
     scan: 8,
     corrupt: 6,
     encrypted: 6,

@@ -52,6 +52,7 @@ LEFT = "SELECT count(*) FROM tasks WHERE task_id = ANY($1) AND NOT status = ANY(
 async def test_many_tasks_leave_everything_as_it_was(trial: Trial) -> None:
     batches = list(batches_of(trial.choice, MANY_TASKS if trial.scale is LONG else TASKS))
     warm, looks = len(batches) // WARM_UP, list[dict[str, Footprint]]()
+    await trial.ready(trial.stack.components)
     processes = [(part.name, part.pid) for part in trial.stack.components]
 
     for batch in batches[:warm]:

@@ -8,11 +8,14 @@ from itertools import count, repeat
 
 import httpx
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from typer.testing import CliRunner
 
 from cli.main import app
 from deploy.local import StackOptions
 from shared.tasks import TaskStatus
+from shared.topics import CHUNKS_EXTRACTED
 from tests.faults.documents import Document
 from tests.faults.ledger import Ledger, Upload
 from tests.faults.trial import Trial
@@ -187,12 +190,42 @@ async def test_only_the_part_that_failed_is_embedded_again(trial: Trial, provide
     assert (await shown(trial, upload))["retry_count"] == 2
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["from its dead letter", "from the PDF"])
+async def test_only_the_part_that_failed_is_embedded_again_by_a_replay(
+    trial: Trial, provider: OpenAIServer, *, kept: bool
+) -> None:
+    first, bad, last = (f"part-{next(numbers):03}" for _ in range(3))
+    provider.spoilt[bad] = iter([Fault.UNAUTHORIZED])
+    [upload] = await trial.load.upload([failing(of_three_shards([first, bad, last]), "embedding_rejected")])
+    await trial.verdict("provider refuses one part of three", faults=1)
+    if not kept:
+        await forget(trial, CHUNKS_EXTRACTED.dead_letters)
+    async with httpx.AsyncClient(base_url=trial.where.gateway) as api:
+        answer = await api.post(f"/tasks/{upload.task_id}/replay")
+        assert (answer.status_code, answer.json()["status"], answer.json()["error"]) == (202, "running", None)
+    upload.ends, upload.last_seen = frozenset({TaskStatus.COMPLETED}), None
+    assert (await followed(trial, upload))[-1].data["status"] == "completed"
+    await trial.verdict("provider is well again, and one part of three is replayed", faults=0)
+    asked = {word: len(provider.asked(word)) for word in (first, bad, last)}
+    assert asked == {first: 1, bad: 2, last: 1}
+
+
 def of_three_shards(words: Sequence[str]) -> Document:
     """Return a document of as many pages as make three shards, each with one line of text and so one part."""
     lines = [""] * 129
     for shard, word in enumerate(words):
         lines[shard * 43] = f"What the provider makes of {word}."
     return Document("three shards", pdf_of(*lines).render())
+
+
+async def forget(trial: Trial, topic: str) -> None:
+    """Delete all records of a topic, as Kafka does once they are old."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=trial.stack.environment["KAFKA_BOOTSTRAP_SERVERS"])
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=-1)})
+    finally:
+        await admin.close()
 
 
 async def dlq_replay(trial: Trial) -> Sequence[str]:

@@ -13,8 +13,9 @@ from aiokafka.errors import MessageSizeTooLargeError
 from deploy.local import Component, StackOptions, State
 from shared.breaker import MIN_RECORDS
 from shared.broker import Record
+from shared.embedding import embedding_dimension, model_name
 from shared.retry import without_failure
-from shared.settings import KafkaSettings
+from shared.settings import EmbeddingSettings, KafkaSettings
 from shared.topics import CHUNKS_EMBEDDED, CHUNKS_EXTRACTED, TASK_UPDATES, TOPICS, Topic
 from tests.faults.documents import good, scan
 from tests.faults.ledger import Ledger
@@ -22,7 +23,7 @@ from tests.faults.trial import LONG, Trial
 from tests.support.builders import embedded, extracted
 from tests.support.eventually import eventually
 from tests.support.kafka_lab import KafkaLab
-from tests.support.kafka_log import lags, read_topics
+from tests.support.kafka_log import read_topics
 from tests.support.stack_thread import StackThread
 
 DELAY = timedelta(seconds=1)
@@ -50,8 +51,12 @@ HEADERS: list[tuple[str, bytes | None]] = [
 ]
 """Of others, and those of ours with values that make no sense."""
 
-FIRST = (b"\xff\xfe\x00", UNKNOWN_VERSION.encode(), b"[" * 100_000)
-LAST = (b"", b"{}", b"\xff" * 1_000_000)
+FIRST = ((b"\xff\xfe\x00", b"\xff:0"), (b"[" * 100_000, None), (None, None), (None, str(uuid4()).encode()))
+LAST = ((b"", b""), (b"\xff" * 1_000_000, f"{uuid4()}:0:0".encode()), (UNKNOWN_VERSION.encode(), b"key"))
+"""Values and keys."""
+
+GOOD = 12
+"""Sound documents beside them, so that the bad ones are what they are meant to be: few among many."""
 
 FLOOD = 44
 """Undecodable records at once: after two batches of 16 the verdict is clear, and what is left is too little for one."""
@@ -92,14 +97,25 @@ async def lab(trial: Trial) -> AsyncIterator[KafkaLab]:
         yield lab
 
 
-async def poison(lab: KafkaLab, values: Sequence[bytes]) -> list[Sent]:
-    """Write each value, and a record without key and value, to every topic that somebody works through."""
+async def poison(lab: KafkaLab, records: Sequence[tuple[bytes | None, bytes | None]]) -> list[Sent]:
+    """Write records to every topic that somebody works through."""
     sent = []
     for topic in CONSUMED:
-        for value, key in (*((value, str(uuid4()).encode()) for value in values), (None, None), (None, b"\xff:0")):
+        for value, key in records:
             offset = await lab.send(topic.name, value, key=key, headers=HEADERS)
             sent.append(Sent(topic, offset, key, value))
     return sent
+
+
+async def good_ones_with_foreign_headers(trial: Trial, lab: KafkaLab) -> int:
+    """Write the last good record of every topic once more, with headers that nobody knows; return how many."""
+    log = await read_topics(trial.where.kafka, [topic.name for topic in CONSUMED])
+    last = [
+        [r for r in records if (r.value or b"").startswith(b'{"schema_version":1,')][-1] for records in log.values()
+    ]
+    for record in last:
+        await lab.send(record.topic, record.value, key=record.key, headers=HEADERS)
+    return len(last)
 
 
 async def buried(trial: Trial, topic: Topic) -> dict[tuple[str, str], Record]:
@@ -113,14 +129,6 @@ async def buried(trial: Trial, topic: Topic) -> dict[tuple[str, str], Record]:
     return by_origin
 
 
-async def nothing_waits(trial: Trial) -> None:
-    async def check() -> None:
-        left = await lags(trial.where.kafka)
-        assert not left, left
-
-    await eventually(check, trial.scale.patience)
-
-
 def all_well(trial: Trial) -> None:
     """Nothing has died, and nothing is unready."""
     for part in trial.stack.components:
@@ -129,8 +137,9 @@ def all_well(trial: Trial) -> None:
 
 async def assert_buried_whole(trial: Trial, sent: Sequence[Sent]) -> None:
     for topic in CONSUMED:
-        letters = await buried(trial, topic)
-        for each in (each for each in sent if each.topic is topic):
+        letters, ours = await buried(trial, topic), [each for each in sent if each.topic is topic]
+        assert len(letters) == len(ours)
+        for each in ours:
             letter = letters[topic.name, str(each.offset)]
             nothing = each.key is None and each.value is None
             assert (letter.key, letter.value) == (each.key, b"" if nothing else each.value)
@@ -143,16 +152,17 @@ async def assert_buried_whole(trial: Trial, sent: Sequence[Sent]) -> None:
 
 async def test_poison_first_and_last_in_every_partition_stops_nothing(trial: Trial, lab: KafkaLab) -> None:
     sent = await poison(lab, FIRST)
-    for value in FIRST:
-        await lab.send(TASK_UPDATES.name, value, key=value[:100], headers=HEADERS)
+    for value, key in (*FIRST, *LAST):
+        await lab.send(TASK_UPDATES.name, value, key=key, headers=HEADERS)
     twice = good(1)
-    _, unwanted, *_ = await trial.load.upload([good(3, 1), good(200), twice, scan()])
+    unwanted, *_ = await trial.load.upload([good(200), twice, scan(), *(good(3, copy) for copy in range(GOOD))])
     await trial.load.cancel(unwanted)
     await trial.verdict("undecodable records before the first good ones", faults=len(sent))
-    await trial.load.upload([twice, good(70)])
+    whole, _ = await trial.load.upload([twice, good(70)])
     await trial.verdict("good records between undecodable ones", faults=0)
-    sent += await poison(lab, LAST)
-    await nothing_waits(trial)
+    foreign = await good_ones_with_foreign_headers(trial, lab)
+    sent += await poison(lab, [*LAST, (b"what it was", f"{whole.task_id}:0:0".encode())])
+    await trial.verdict("good records with foreign headers, and undecodable ones behind them", faults=foreign)
     await assert_buried_whole(trial, sent)
     all_well(trial)
 
@@ -163,7 +173,7 @@ async def test_poison_in_the_retry_topics_comes_back_and_is_buried(trial: Trial,
         await lab.send(topic.retry(DELAY), b"\xff", key=b"\x00", headers=HEADERS)
         await lab.send(topic.retry(DELAY), None, key=None, headers=HEADERS)
         await lab.send_large(topic.retry(DELAY), TOO_LARGE_FOR_WORK, key=b"\x00", headers=HEADERS)
-    await trial.load.upload([good(1, 2)])
+    await trial.load.upload([good(1, 102)])
     await trial.verdict("undecodable records in the retry topics", faults=3 * len(topics))
     for topic in topics:
         letters = list((await buried(trial, topic)).values())[-3:]
@@ -173,10 +183,12 @@ async def test_poison_in_the_retry_topics_comes_back_and_is_buried(trial: Trial,
 
 async def test_an_event_that_makes_no_sense_is_tried_again_and_buried(trial: Trial, lab: KafkaLab) -> None:
     task = uuid4()
-    event = embedded(task_id=task).model_copy(update={"vectors": "no base64", "dimension": 256})
+    settings = EmbeddingSettings()
+    right = {"model": model_name(settings), "dimension": embedding_dimension(settings)}
+    event = embedded(task_id=task).model_copy(update=right | {"vectors": "no base64"})
     value = event.model_dump_json().encode()
     await lab.send(CHUNKS_EMBEDDED.name, value, key=f"{task}:2:3".encode())
-    await trial.load.upload([good(1, 3)])
+    await trial.load.upload([good(1, 103)])
     await trial.verdict("an event whose vectors cannot be read", faults=1)
     letter = list((await buried(trial, CHUNKS_EMBEDDED)).values())[-1]
     headers = dict(letter.headers)
@@ -191,9 +203,8 @@ async def test_a_record_of_3_mb_is_refused_by_the_broker(lab: KafkaLab) -> None:
 
 
 async def test_a_record_of_3_mb_stops_nothing_where_the_broker_takes_it(trial: Trial, lab: KafkaLab) -> None:
-    await lab.allow(CHUNKS_EXTRACTED.name, 2 * LARGE)
-    offset = await lab.send_large(CHUNKS_EXTRACTED.name, bytes(LARGE), key=b"large")
-    await trial.load.upload([good(1, 4)])
+    offset = await lab.send_beyond_limit(CHUNKS_EXTRACTED.name, bytes(LARGE), key=b"large")
+    await trial.load.upload([good(1, 104)])
     await trial.verdict("a record of 3 MB", faults=1)
     letter = (await buried(trial, CHUNKS_EXTRACTED))[CHUNKS_EXTRACTED.name, str(offset)]
     assert (letter.key, letter.value) == (None, b"")  # it holds nothing of what no topic of ours would take
@@ -206,7 +217,7 @@ async def test_a_flood_of_dead_letters_pauses_its_stage_alone(trial: Trial) -> N
     await trial.restart(embedder)  # what has ended in the minute before does not count any more
     before = len(await buried(trial, CHUNKS_EXTRACTED))
     await flood(trial, CHUNKS_EXTRACTED.name)
-    await trial.load.upload([good(1, 5)])
+    await trial.load.upload([good(1, 105)])
     verdict = f"{CHUNKS_EXTRACTED.name}: paused: "
     await eventually(lambda: says(embedder, verdict), trial.scale.patience)
     died = len(await buried(trial, CHUNKS_EXTRACTED)) - before

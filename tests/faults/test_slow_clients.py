@@ -10,6 +10,7 @@ from statistics import quantiles
 
 import httpx
 import psutil
+import pytest
 
 from shared.tasks import TaskStatus
 from tests.faults.broadcast import Broadcast, broadcast
@@ -54,6 +55,12 @@ MOST_GROWTH = 48 * 1024 * 1024
 CLIENTS = re.compile(r"^paperlane_sse_clients (\S+)$", re.MULTILINE)
 
 
+@pytest.fixture(autouse=True)
+async def all_are_up(trial: Trial) -> None:
+    """What another test has killed is back."""
+    await trial.ready(trial.stack.components)
+
+
 async def test_quick_clients_do_not_notice_a_slow_and_a_frozen_one(trial: Trial) -> None:
     url, number = trial.where.gateway, QUICK * 5 if trial.scale is LONG else QUICK
     alone: list[float] = []
@@ -70,9 +77,10 @@ async def test_quick_clients_do_not_notice_a_slow_and_a_frozen_one(trial: Trial)
                 alone += await lags(watchers, updates, ALONE)
             await updates.write(status=TaskStatus.COMPLETED)
             await eventually(partial(all_know_the_end, watchers))
-    ratio = percentile(beside, 95) / percentile(alone, 95)
-    trial.note("200 quick clients beside a slow and a frozen one", f"lag, 95th percentile: {ratio:.2f} times")
-    assert ratio < NOTICED
+    late, usual = percentile(beside, 95), percentile(alone, 95)
+    measured = f"95 % of all states come within {late:.3f} s, without the two within {usual:.3f} s"
+    trial.note(f"{number} quick clients beside a slow and a frozen one", measured)
+    assert late < NOTICED * usual
 
 
 async def test_quick_clients_see_the_end_of_real_tasks_beside_frozen_ones(trial: Trial) -> None:

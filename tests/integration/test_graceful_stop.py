@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import ports
+from deploy.local.component import START_LIMIT
 from deploy.local.process import python_environment
 from shared.topics import Topic
 from tests.integration.conftest import StackSettings
@@ -42,7 +43,7 @@ class Worker:
         async def check() -> None:
             assert all((self.folder / f"entered-{part}").exists() for part in parts), self.log.read_text()
 
-        await eventually(check)
+        await eventually(check, START_LIMIT)
 
     def let_go_on(self) -> None:
         (self.folder / "go-on").touch()
@@ -54,7 +55,7 @@ class Worker:
         async def check() -> None:
             assert (await self.lab.committed(self.topic)).get(0, 0) == offset
 
-        await eventually(check)
+        await eventually(check, START_LIMIT)
 
     def troubles(self) -> list[str]:
         """Return what it has complained of, other than a broker that is still getting up."""

@@ -80,9 +80,9 @@ class World:
         records = [await self.lab.read(topic.name, counts.get(topic, 0), since=end) for topic, end in self.ends.items()]
         return [record for of_topic in records for record in of_topic]
 
-    async def dies(self, task: TaskRow, topic: Topic, unit: str) -> DeadLetter:
+    async def dies(self, task: TaskRow, topic: Topic, unit: str, value: bytes = BYTES) -> DeadLetter:
         """Let a record die, as a stage does."""
-        source = builders.record(BYTES, topic=topic.name, key=f"{task.task_id}{unit}".encode(), headers=FOREIGN)
+        source = builders.record(value, topic=topic.name, key=f"{task.task_id}{unit}".encode(), headers=FOREIGN)
         died = route(source, EmbeddingRejectedError("no"), topic=topic, now=START).record
         [at] = await self.publisher.publish([died])
         return DeadLetter(topic=at.topic, partition=at.partition, offset=at.offset)
@@ -205,6 +205,15 @@ async def test_a_part_whose_dead_letter_kafka_has_deleted_is_made_again_from_the
     [partition] = await world.lab.partitions(letter.topic)
     await admin.delete_records({partition: RecordsToDelete(before_offset=letter.offset + 1)})
     await admin.close()
+    await world.replay(task)
+    assert await world.dispatch() == 1
+    await asks_for_the_part(world, task)
+
+
+async def test_a_part_whose_record_was_too_large_to_be_kept_is_made_again_from_the_pdf(world: World) -> None:
+    task = new_task()
+    letter = await world.dies(task, CHUNKS_EXTRACTED, ":1:1", bytes(3_000_000))
+    task = await world.failed_task(letter=letter)
     await world.replay(task)
     assert await world.dispatch() == 1
     await asks_for_the_part(world, task)

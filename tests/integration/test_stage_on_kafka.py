@@ -148,8 +148,7 @@ async def test_a_record_as_large_as_the_broker_takes_becomes_a_dead_letter(work:
 async def test_a_record_that_no_topic_of_ours_takes_leaves_a_dead_letter_that_says_where_it_lies(
     work: Work, lab: KafkaLab
 ) -> None:
-    await lab.allow(work.topic.name, 4 << 20)
-    offset = await lab.send_large(work.topic.name, bytes(3_000_000), key=b"\xff")
+    offset = await lab.send_beyond_limit(work.topic.name, bytes(3_000_000), key=b"\xff")
     await work.send(part_of(1, "good"))
     async with lab.consuming(work.topic, work.runner, max_records=1):
         assert await work.outputs(1) == [b"good"]

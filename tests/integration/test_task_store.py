@@ -47,7 +47,7 @@ BY_BATCHES = {"version", "updated_at"}
 """What depends on how events come in batches."""
 
 examples = settings(
-    max_examples=25,
+    max_examples=50,
     deadline=None,  # a database answers when it likes
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # every example has tasks of its own
 )
@@ -85,6 +85,10 @@ async def durations(pool: Pool, series: str) -> dict[str, Durations]:
 def unit_of(event: TaskEvent) -> Unit:
     assert not isinstance(event, UnitRetryScheduled)
     return fold.unit_of(event)
+
+
+def identity(unit: Unit) -> tuple[Step, int, int]:
+    return unit.step, unit.shard, unit.part
 
 
 def follows(unit: Unit, broken: Unit) -> bool:
@@ -201,7 +205,9 @@ async def test_after_a_replay_any_order_of_what_is_new_and_what_is_old_ends_in_t
     assert await content(tasks, shuffled) == await content(tasks, ordered)
     row = await current(tasks, ordered)
     assert row.status == ("failed" if "failed" in ends else "completed" if {*ends} == {"done"} else "running")
-    assert (row.next_retry_at is None) == (row.status != "running" or "waiting" not in ends)
+    ended = {identity(unit_of(event)) for event in new if not isinstance(event, UnitRetryScheduled)}
+    pending = {identity(unit) for unit in tried} - ended if row.status == "running" else ()
+    assert (row.next_retry_at is not None) == bool(pending)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -395,6 +401,18 @@ async def test_a_task_that_failed_tells_of_no_retry(tasks: Tasks, store: TaskSto
         await store.fold([event])
     row = await current(tasks, task)
     assert (row.status, row.retry_count, row.next_retry_at, row.retry_message) == ("failed", 1, None, None)
+
+
+async def test_a_retry_of_an_earlier_run_is_none_that_pends_after_a_replay(tasks: Tasks, store: TaskStore) -> None:
+    (task,) = await insert(tasks)
+    await store.fold([retried(task, Stage.EMBED, 0, 0, START), failed(task, Stage.EMBED, 0, 0, START)])
+    await tasks.reopen(task.owner, task.task_id, START)
+    await store.fold([embedded(task, 0, 1, 1, START)])
+    row = await current(tasks, task)
+    assert (row.status, row.retry_count, row.next_retry_at) == ("running", 1, None)
+    await store.fold([retried(task, Stage.EMBED, 0, 0, START + SECOND, run=1)])
+    row = await current(tasks, task)
+    assert (row.retry_count, row.next_retry_at) == (2, START + 61 * SECOND)
 
 
 async def test_work_that_is_sent_on_again_is_noted_for_the_watchdog_and_for_nobody_else(

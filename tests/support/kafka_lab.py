@@ -11,6 +11,7 @@ from uuid import uuid4
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import MessageSizeTooLargeError
 from faststream.kafka.subscriber.usecase import LogicSubscriber
 
 from services.tracker.backlog import consumers
@@ -56,12 +57,6 @@ class KafkaLab:
         await self._admin.create_topics(list(with_side_topics(topic, settings)))
         return topic
 
-    async def allow(self, topic: str, size: int) -> None:
-        """Have a topic take records of up to `size` bytes."""
-        setting = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})
-        answers: list[Any] = await self._admin.alter_configs([setting])
-        assert not answers[0].resources[0][0], answers
-
     async def send(
         self,
         topic: str,
@@ -83,6 +78,20 @@ class KafkaLab:
         """Write a record of any size, which the broker takes or refuses, and return its offset."""
         async with AIOKafkaProducer(**self._options, max_request_size=2 * len(value)) as producer:
             return int((await producer.send_and_wait(topic, value, key=key, headers=list(headers))).offset)
+
+    async def send_beyond_limit(self, topic: str, value: bytes, *, key: bytes) -> int:
+        """Have a topic take records as large as this one, write it, and return its offset."""
+        limit = {"max.message.bytes": str(2 * len(value))}
+        answers: list[Any] = await self._admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, limit)])
+        assert not answers[0].resources[0][0], answers
+
+        async def taken() -> int:  # the broker applies a setting some time after it has acknowledged it
+            try:
+                return await self.send_large(topic, value, key=key)
+            except MessageSizeTooLargeError as error:
+                raise AssertionError(topic) from error
+
+        return await eventually(taken)
 
     async def _send_nothing(self, topic: str, headers: list[tuple[str, Any]], partition: int) -> int:
         """Write a record without key and value, which other clients may do; this one's own `send` refuses to."""
