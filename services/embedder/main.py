@@ -1,6 +1,6 @@
 """The embedder: chunks in, vectors out.
 
-In: `chunks.extracted`. Out: `chunks.embedded`, `task.events`.
+In: `chunks.extracted`, `task.control`. Out: `chunks.embedded`, `task.events`.
 """
 
 from functools import partial

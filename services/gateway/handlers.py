@@ -215,7 +215,10 @@ async def delete_old_tasks(
     context: InContext,
     days: Annotated[int, Query(ge=0, le=36500, description="delete tasks that ended longer ago than this")] = 30,
 ) -> Deleted:
-    """Delete tasks that are over, with their uploaded files. What they indexed stays searchable."""
+    """Delete tasks that are over, with their uploaded files. What they indexed stays searchable.
+
+    A canceled task stays for three hours, in which its last traces are removed from the index.
+    """
     return Deleted(deleted=await clean_up(context.pool, context.blobs, timedelta(days=days), owner=OWNER))
 
 

@@ -1,6 +1,7 @@
 """The gateway: the one door to the outside.
 
-In: uploads and questions over HTTP, `task.updates`. Out: blobs, rows in `tasks`, `documents.submitted`, event streams.
+In: uploads, wishes and questions over HTTP, `task.updates`. Out: blobs, rows in `tasks`, `documents.submitted`,
+`task.control`, event streams.
 """
 
 from collections.abc import AsyncIterator, Mapping

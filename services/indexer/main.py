@@ -1,6 +1,6 @@
 """The indexer: vectors in, a searchable index out.
 
-In: `chunks.embedded` and `documents.completed`. Out: the vector store, `task.events`.
+In: `chunks.embedded`, `documents.completed` and `task.control`. Out: the vector store, `task.events`.
 """
 
 from functools import partial

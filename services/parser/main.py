@@ -1,6 +1,6 @@
 """The parser: PDFs in, chunks of text out.
 
-In: `documents.submitted` and `pages.requested`. Out: `pages.requested`, `chunks.extracted`, `task.events`.
+In: `documents.submitted`, `pages.requested`, `task.control`. Out: `pages.requested`, `chunks.extracted`, `task.events`.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """The tracker: the one authority on task state.
 
-In: `task.events` of all stages. Out: the tables `tasks` and `task_units`, `task.updates` for every gateway,
-`documents.completed` for the indexer, and `documents.submitted` for uploads that their gateway could not publish.
+In: `task.events` of all stages. Out: the tables `tasks`, `task_units` and `task_retries`, `task.updates` for every
+gateway, `documents.completed` for the indexer, what gateways could not publish, replayed and lost work, alerts.
 """
 
 from functools import partial
