@@ -64,7 +64,7 @@ class Breaker:
         self._ended: deque[tuple[float, bool]] = deque()
         self._paused_until: float | None = None
         self._verdict = ""
-        self._show()
+        metrics.STAGE_PAUSED.labels(topic.stage, topic.name).set_function(lambda: self.problem() is not None)
 
     def ended(self, dead: BaseException | None = None) -> None:
         """Note that a record has ended.
@@ -97,8 +97,8 @@ class Breaker:
             self._judge(1 if trial else MIN_RECORDS)
 
     def problem(self) -> str | None:
-        """Say why the stage is paused; None where it is not."""
-        if self._paused_until is None:
+        """Say why the stage is paused; None where it is not, or where no batch has come for a pause since it might."""
+        if self._paused_until is None or self._seconds_left() < -PAUSE.total_seconds():
             return None
         return f"paused: {self._verdict}; the next batch is tried in {max(0.0, self._seconds_left()):.0f} s"
 
@@ -119,8 +119,3 @@ class Breaker:
         elif self._paused_until is not None:
             self._paused_until = None
             logger.info("stage goes on", topic=self._topic.name, records=count)
-        self._show()
-
-    def _show(self) -> None:
-        paused = self._paused_until is not None
-        metrics.STAGE_PAUSED.labels(self._topic.stage, self._topic.name).set(paused)

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from aiokafka.errors import KafkaError
+
 from services.tracker.sweep import sweep
 from shared.blobs import BlobStore
 from shared.database.pool import Pool, acquire
@@ -69,34 +71,37 @@ class Oracle:
         self._ledger = ledger
         self._mark = len(ledger.uploads)
 
-    async def judge(self, patience: timedelta) -> Figures:
-        """Wait until all is quiet, then judge.
+    async def settle(self, patience: timedelta) -> float:
+        """Wait until all is quiet, and return the seconds until all tasks were over."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self._in_time(self._nothing_unfinished, patience)
+        seconds = clock() - began
+        await self._in_time(self._nothing_under_way, patience)
+        return seconds
+
+    async def judge(self, recovery_seconds: float) -> Figures:
+        """Hold everything against the laws.
 
         Raises
         ------
         AssertionError
             With all that is wrong, but for what an earlier judgement told already.
         """
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        broken = await self._in_time(self._nothing_unfinished, patience)
-        seconds = clock() - began
-        broken += await self._in_time(self._nothing_under_way, patience)
         await sweep(self._pool, self._blobs, timedelta(0))  # of a gateway that died between a blob and its row
         found = await gather(self._where, self._pool)
-        broken += self._ledger.violations
+        broken = [*self._ledger.violations]
         broken += (f"{law.__name__}: {breach}" for law in LAWS for breach in law(found, self._ledger))
         news = [breach for breach in broken if breach not in self._ledger.told]
         self._ledger.told.update(news)
         assert not news, "\n".join([f"{len(news)} violations", *news[:MOST_SHOWN]])
-        return self._figures(found, seconds)
+        return self._figures(found, recovery_seconds)
 
-    async def _in_time(self, check: Callable[[], Awaitable[None]], patience: timedelta) -> list[str]:
+    async def _in_time(self, check: Callable[[], Awaitable[None]], patience: timedelta) -> None:
         try:
             await eventually(check, patience)
         except AssertionError as error:
-            return [str(error)]
-        return []
+            self._ledger.violations.append(str(error))
 
     async def _nothing_unfinished(self) -> None:
         try:
@@ -107,7 +112,10 @@ class Oracle:
         assert not left, f"not over: {[tuple(task) for task in left]}"
 
     async def _nothing_under_way(self) -> None:
-        left = await lags(self._where.kafka)
+        try:
+            left = await lags(self._where.kafka)
+        except KafkaError as error:
+            raise AssertionError(f"the broker does not answer: {error!r}") from error
         assert not left, f"not consumed: {dict(left)}"
 
     def _figures(self, found: Evidence, seconds: float) -> Figures:

@@ -19,6 +19,9 @@ STAGES = ("parser", "embedder", "indexer")
 DOCUMENTS = 8
 """Enough for every service to have work while one of its replicas is dead."""
 
+FRESH_FAILURE = 3.0
+"""Seconds from one document that fails to the next: above the shortest delay of a retry."""
+
 AT_WORK = 8.0
 """Seconds that a document takes which is canceled meanwhile: a gateway is there again after 2 or 3."""
 
@@ -89,9 +92,12 @@ async def test_a_crash_around_a_retry_loses_nothing(trial: Trial, moment: Moment
     async def fail_until_struck(stage: str) -> None:
         flaky = Order(point=Point.WORK, moment=Moment.BEFORE, target=f"*-flaky-{stage}.pdf", action=Action.FAIL)
         failing = trial.order(stage, replace(flaky, again=True))
-        await trial.load.upload([_new(trial, 1) for _ in range(2)], f"-flaky-{stage}")
-        await trial.struck(path for path in given if path.parent.name == stage)
+        struck = asyncio.create_task(trial.struck([path for path in given if path.parent.name == stage]))
+        while not struck.done():  # what failed before waits longer and longer
+            await trial.load.upload([_new(trial, 1)], f"-flaky-{stage}")
+            await asyncio.wait({struck}, timeout=FRESH_FAILURE)
         failing.unlink()
+        await struck
 
     await asyncio.gather(*map(fail_until_struck, STAGES))
     await trial.verdict(f"crash {moment} retry publish, return from retry", faults=len(given))

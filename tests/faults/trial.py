@@ -27,6 +27,9 @@ from tests.support.saboteur import orders
 from tests.support.saboteur.orders import Order
 from tests.support.stack_thread import StackThread
 
+STOP_LIMIT = timedelta(seconds=15)
+"""Within which a service that was asked to stop is gone: its grace period of 3 s, clean-up, and a busy machine."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -151,12 +154,13 @@ class Trial:
             await self.thread.do(component.ready())
 
     async def restart(self, component: Component) -> None:
-        """Ask a service to stop, and wait until the stack has started it again."""
-        before = component.restarts
-        if component.pid is None:
+        """Ask a service to stop, which it does in time, and wait until the stack has started it again."""
+        before, pid = component.restarts, component.pid
+        if pid is None:
             raise RuntimeError(f"{component.name} is not running")
-        os.kill(component.pid, signal.SIGTERM)
-        await eventually(lambda: _started_after(component, before), self.scale.patience)
+        os.kill(pid, signal.SIGTERM)
+        await eventually(partial(_gone, component, pid), STOP_LIMIT)
+        await eventually(partial(_started_after, component, before), self.scale.patience)
 
     async def verdict(self, scenario: str, *, faults: int) -> Figures:
         """Wait until all is quiet, judge, and keep the figures.
@@ -166,8 +170,9 @@ class Trial:
         faults
             How many were injected.
         """
-        figures = await self._oracle.judge(self.scale.patience)
+        seconds = await self._oracle.settle(self.scale.patience)
         await self.load.watched_to_the_end(self.scale.patience)
+        figures = await self._oracle.judge(seconds)
         self._reports.append({"scenario": scenario, "faults": faults, **asdict(figures)})
         return figures
 
@@ -180,6 +185,10 @@ async def _carried_out(path: Path) -> int:
     pid = orders.done_by(path)
     assert pid is not None, f"nobody was struck: {orders.read(path)}"
     return pid
+
+
+async def _gone(component: Component, pid: int) -> None:
+    assert component.pid != pid, f"{component.name} (process {pid}) does not stop"
 
 
 async def _started_after(component: Component, restarts: int) -> None:

@@ -116,6 +116,19 @@ def test_a_trial_that_goes_well_ends_the_pause_and_what_was_before_is_forgotten(
     assert breaker.problem() is None
 
 
+def test_a_stage_for_which_no_batch_comes_is_well_again_in_time_but_still_on_trial(
+    breaker: Breaker, seconds: Seconds
+) -> None:
+    batch(breaker, dead=MIN_RECORDS)
+    seconds.now += 2 * PAUSE.total_seconds()
+    assert breaker.problem() is not None
+    seconds.now += 1
+    assert (breaker.problem(), gauge()) == (None, 0)
+    batch(breaker, dead=1)
+    with PAUSED:
+        batch(breaker)
+
+
 def test_a_trial_that_fails_before_any_record_has_ended_is_no_verdict(breaker: Breaker, seconds: Seconds) -> None:
     batch(breaker, dead=MIN_RECORDS)
     seconds.now += PAUSE.total_seconds()
