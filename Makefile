@@ -20,7 +20,7 @@ up: $(RUNTIME)  ## Start the whole stack at http://localhost:8000, until Ctrl-C.
 test: $(DEVELOPMENT)  ## Run all tests, on a real Kafka and PostgreSQL.
 	$(BIN)/python -m pytest $(PYTEST)
 
-faults: $(DEVELOPMENT)  ## Break a stack in every way for an hour; writes docs/reliability.md.
+faults: $(DEVELOPMENT)  ## Break a stack in every way for half an hour; writes docs/reliability.md.
 	$(BIN)/python -m bench.faults
 
 lint: $(DEVELOPMENT)  ## Check style and types.
