@@ -1,7 +1,6 @@
 """Every service dies, by its own hand, at the points where a crash could lose or double something."""
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,9 @@ STAGES = ("parser", "embedder", "indexer")
 DOCUMENTS = 8
 """Enough for every service to have work while one of its replicas is dead."""
 
+MOST_HITS = 3
+"""Of the hits of a point, one of the first so many is the one at which a process dies."""
+
 FRESH_FAILURE = 3.0
 """Seconds from one document that fails to the next: above the shortest delay of a retry."""
 
@@ -28,21 +30,28 @@ AT_WORK = 8.0
 
 @dataclass(frozen=True)
 class Spot:
-    """A point in a service."""
+    """A point in a service.
+
+    Attributes
+    ----------
+    rare
+        Whether few documents come by it.
+    """
 
     service: str
     point: Point
     target: str
+    rare: bool = False
 
 
 OUTPUT_PUBLISH = (
     Spot("gateway", Point.PUBLISH, "documents.submitted"),
-    Spot("parser", Point.PUBLISH, "pages.requested"),
+    Spot("parser", Point.PUBLISH, "pages.requested", rare=True),
     Spot("parser", Point.PUBLISH, "chunks.extracted"),
     Spot("embedder", Point.PUBLISH, "chunks.embedded"),
     Spot("indexer", Point.PUBLISH, "task.events"),
     Spot("tracker", Point.PUBLISH, "task.updates"),
-    Spot("tracker", Point.PUBLISH, "documents.completed"),
+    Spot("tracker", Point.PUBLISH, "documents.completed", rare=True),
 )
 DATABASE_COMMIT = (
     Spot("gateway", Point.DATABASE_COMMIT, "*INSERT INTO tasks *"),
@@ -51,7 +60,7 @@ DATABASE_COMMIT = (
 )
 OFFSET_COMMIT = (
     Spot("parser", Point.OFFSET_COMMIT, "documents.submitted"),
-    Spot("parser", Point.OFFSET_COMMIT, "pages.requested"),
+    Spot("parser", Point.OFFSET_COMMIT, "pages.requested", rare=True),
     Spot("embedder", Point.OFFSET_COMMIT, "chunks.extracted"),
     Spot("indexer", Point.OFFSET_COMMIT, "chunks.embedded"),
     Spot("tracker", Point.OFFSET_COMMIT, "task.events"),
@@ -78,8 +87,11 @@ def moment(request: pytest.FixtureRequest) -> Moment:
 
 
 async def test_a_crash_around_an_output_or_a_commit_loses_nothing(trial: Trial, moment: Moment) -> None:
-    given = _crashes(trial, (*OUTPUT_PUBLISH, *DATABASE_COMMIT, *OFFSET_COMMIT), moment)
-    async with trial.load.running(clients=1):
+    given = [
+        _crash(trial, spot, moment, nth=1 if spot.rare else trial.choice.randint(1, MOST_HITS))
+        for spot in (*OUTPUT_PUBLISH, *DATABASE_COMMIT, *OFFSET_COMMIT)
+    ]
+    async with trial.load.running():
         singles = [_new(trial, 1) for _ in range(DOCUMENTS)]
         await trial.load.upload([_new(trial, 70), *singles, singles[0]])
         await trial.struck(given)
@@ -87,7 +99,7 @@ async def test_a_crash_around_an_output_or_a_commit_loses_nothing(trial: Trial, 
 
 
 async def test_a_crash_around_a_retry_loses_nothing(trial: Trial, moment: Moment) -> None:
-    given = _crashes(trial, (*RETRY_PUBLISH, *RETURN_FROM_RETRY), moment)
+    given = [_crash(trial, spot, moment) for spot in (*RETRY_PUBLISH, *RETURN_FROM_RETRY)]
 
     async def fail_until_struck(stage: str) -> None:
         flaky = Order(point=Point.WORK, moment=Moment.BEFORE, target=f"*-flaky-{stage}.pdf", action=Action.FAIL)
@@ -107,7 +119,7 @@ async def test_a_crash_around_a_dead_letter_fails_the_task_once(trial: Trial, mo
     for stage in STAGES:
         poison = Order(point=Point.WORK, moment=Moment.BEFORE, target=f"*-poison-{stage}.pdf", action=Action.REFUSE)
         trial.order(stage, replace(poison, again=True))
-    given = _crashes(trial, DEAD_LETTER_PUBLISH, moment)
+    given = [_crash(trial, spot, moment) for spot in DEAD_LETTER_PUBLISH]
     await _report_nonsense(trial)
     for stage in STAGES:
         refused = replace(_new(trial, 1), end=TaskStatus.FAILED, error="permanent_failure")
@@ -117,7 +129,7 @@ async def test_a_crash_around_a_dead_letter_fails_the_task_once(trial: Trial, mo
 
 
 async def test_a_crash_around_a_cancellation_leaves_nothing_of_the_task(trial: Trial, moment: Moment) -> None:
-    given = _crashes(trial, CANCELLATION, moment)
+    given = [_crash(trial, spot, moment) for spot in CANCELLATION]
 
     async def cancel_at_work(stage: str) -> None:
         slow = Order(point=Point.WORK, moment=Moment.BEFORE, target=f"*-unwanted-{stage}.pdf", action=Action.LINGER)
@@ -131,9 +143,8 @@ async def test_a_crash_around_a_cancellation_leaves_nothing_of_the_task(trial: T
     assert figures.canceled == figures.accepted
 
 
-def _crashes(trial: Trial, spots: Iterable[Spot], moment: Moment) -> list[Path]:
-    orders = {spot: Order(point=spot.point, moment=moment, target=spot.target) for spot in spots}
-    return [trial.order(spot.service, order) for spot, order in orders.items()]
+def _crash(trial: Trial, spot: Spot, moment: Moment, nth: int = 1) -> Path:
+    return trial.order(spot.service, Order(point=spot.point, moment=moment, target=spot.target, nth=nth))
 
 
 def _new(trial: Trial, pages: int) -> Document:
